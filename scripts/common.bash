@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: MIT
+# shellcheck shell=bash disable=SC2034
+# Sourced by the scripts beside it, after `set -euo pipefail`.
+
+top=$(cd -P -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+name=$(basename -- "$0")
+jobs=$(nproc)
+export CMAKE_BUILD_PARALLEL_LEVEL=$jobs
+
+die() {
+  printf '%s: %s\n' "$name" "$*" >&2
+  exit 2
+}
+
+step() { printf '\n== %s\n' "$*"; }
+
+# The comment at the head of the script is its help.
+help() {
+  sed -n '4,/^[^#]/ { s/^# \{0,1\}//p; }' "$0"
+  exit 0
+}
+
+# ccache where there is one.
+launcher=()
+if command -v ccache >/dev/null; then
+  launcher=(-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
+fi
+
+# Whether this user is shown page frame numbers: one present page of our own, asked of the kernel.
+sees_pfns() {
+  local page_size end entry
+  page_size=$(getconf PAGESIZE)
+  end=$(sed -n 's/^[0-9a-f]*-\([0-9a-f]*\) .*\[stack\]$/\1/p' /proc/$$/maps)
+  entry=$(od -An -v -t u8 -j $(((0x$end / page_size - 1) * 8)) -N 8 /proc/$$/pagemap 2>/dev/null) || return 1
+  ((entry & 0x7fffffffffffff))
+}
