@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: MIT
+/// The VMAs of a process: reading /proc/PID/maps, finding one, and saying what each is.
+/// Source of the text form: show_map_vma() in fs/proc/task_mmu.c.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "vmem/error.hpp"
+#include "vmem/export.hpp"
+#include "vmem/function_ref.hpp"
+#include "vmem/sysroot.hpp"
+#include "vmem/types.hpp"
+
+namespace vmem {
+
+/// One line of /proc/PID/maps.
+struct Vma {
+  VaRange range;              ///< half-open, page aligned
+  bool readable = false;
+  bool writable = false;
+  bool executable = false;
+  bool shared = false;
+  std::uint64_t offset = 0;   ///< bytes into the file; for some devices a physical address
+  std::uint32_t dev_major = 0;
+  std::uint32_t dev_minor = 0;
+  std::uint64_t inode = 0;    ///< 0: no file
+  /// The name as it is: the kernel's "\012" for a newline is undone (a name that really
+  /// holds the four characters "\012" cannot be told apart; the kernel does not escape
+  /// the backslash). " (deleted)" is kept: a file may be called that. Empty: no name.
+  std::string path;
+
+  friend bool operator==(const Vma&, const Vma&) = default;
+};
+
+/// "rw-p"
+VMEM_EXPORT std::string permissions(const Vma& vma);
+
+/// Parses one line without its newline. False: not a maps line (`vma` is unspecified).
+VMEM_EXPORT bool parse_maps_line(std::string_view line, Vma& vma);
+
+/// Calls `sink` for every line, in order, until it returns false. The Vma is reused:
+/// nothing is allocated per line beyond what the longest name takes. Errors: malformed,
+/// with the byte offset of the line as `address`.
+VMEM_EXPORT Result<void> parse_maps(std::string_view text, FunctionRef<bool(const Vma&)> sink);
+
+/// Reads maps as a stream: memory does not grow with the number of VMAs.
+class VMEM_EXPORT VmaReader {
+ public:
+  static Result<VmaReader> open(const Process& process);
+  VmaReader(VmaReader&&) noexcept;
+  VmaReader& operator=(VmaReader&&) noexcept;
+  ~VmaReader();
+
+  /// The next VMA in ascending order; false at the end. A process that ends while it is
+  /// read also looks like the end: see Process::check_alive and translate().
+  Result<bool> next(Vma& vma);
+
+  /// Whether next() can answer from what it has read already.
+  bool buffered() const;
+
+ private:
+  struct State;
+  explicit VmaReader(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+/// All VMAs, ascending. Memory grows with their number; prefer VmaReader.
+VMEM_EXPORT Result<std::vector<Vma>> read_vmas(const Process& process);
+
+/// The VMA that holds `address`, empty if none does. One PROCMAP_QUERY where the kernel
+/// has it (6.11), else the text up to that address. `kernel_page_size`, if given, gets the
+/// VMA's page size (larger than the base page for hugetlb) where the ioctl tells it.
+VMEM_EXPORT Result<std::optional<Vma>> find_vma(const Process& process, VirtAddr address,
+                                                std::optional<PageSize>* kernel_page_size = nullptr);
+
+/// The VmFlags line of smaps: two-letter codes, in the kernel's order. Codes that this
+/// library does not know are kept like all others.
+class VMEM_EXPORT VmFlags {
+ public:
+  VmFlags() = default;
+  explicit VmFlags(std::string_view codes) : codes_(codes) {}
+  bool has(std::string_view code) const;
+  std::string_view text() const { return codes_; }  ///< "rd wr mr"
+
+ private:
+  std::string codes_;
+};
+
+/// What smaps says of one VMA.
+struct SmapsEntry {
+  VaRange range;
+  std::optional<VmFlags> flags;             ///< absent on kernels without VmFlags
+  std::optional<PageSize> kernel_page_size;
+};
+
+/// Reads smaps as a stream, for ascending questions. smaps costs a walk of every page
+/// up to the VMA asked for, so nothing is read before the first question.
+class VMEM_EXPORT SmapsReader {
+ public:
+  explicit SmapsReader(const Process& process);
+  SmapsReader(SmapsReader&&) noexcept;
+  SmapsReader& operator=(SmapsReader&&) noexcept;
+  ~SmapsReader();
+
+  /// The entry that holds `address`; empty if there is none. A question below the last
+  /// one starts again from the beginning.
+  Result<std::optional<SmapsEntry>> find(VirtAddr address);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+enum class VmaClass : std::uint8_t { file, anonymous, device, hugepage, special };
+
+enum class VmaKind : std::uint8_t {
+  heap, stack, anon, shm, memfd, sysv, file, dax, hugetlb, device_pfnmap, device_mixed, pci_bar,
+  uio, vfio, devmem, gpu, dma_buf, io_uring, perf, packet, bpf, aio, secretmem, vdso, vvar,
+  vsyscall, guard, reserve, unknown,
+};
+
+VMEM_EXPORT std::string_view to_string(VmaClass);
+VMEM_EXPORT std::string_view to_string(VmaKind);  ///< "device-pfnmap", "pci-bar", ...
+
+/// What is known of a VMA beyond its line in maps. Empty means not known, never "no".
+struct VmaFacts {
+  /// Type of the mounted filesystem with the VMA's device number, from mountinfo:
+  /// "ext4", "hugetlbfs". Empty string: the mounts were read and none has that number
+  /// (a kernel-internal mount: memfd, SysV, anonymous shared memory).
+  std::optional<std::string_view> filesystem;
+  bool dax = false;                         ///< that mount has a dax option
+  std::optional<bool> device_node;          ///< the mapped file is a character device
+  std::optional<VmFlags> flags;
+  std::optional<PageSize> kernel_page_size; ///< larger than the base page: hugetlb
+  std::optional<bool> thread_stack;         ///< a thread's stack pointer lies in it
+  std::optional<bool> packet_socket;        ///< the mapped socket is AF_PACKET
+};
+
+struct Classification {
+  VmaClass vma_class = VmaClass::special;
+  VmaKind kind = VmaKind::unknown;
+  friend bool operator==(const Classification&, const Classification&) = default;
+};
+
+/// What a VMA is, from its line and the facts at hand; a pure table. Where a fact that
+/// would decide is missing the answer is coarser (anon for a thread's stack, unknown for
+/// a device mapping), never a guess. `page_size` is the machine's base page.
+VMEM_EXPORT Classification classify(const Vma& vma, const VmaFacts& facts, PageSize page_size);
+
+/// Gathers facts for one process. Each source (mountinfo, smaps, threads' stack
+/// pointers, sockets) is read once, and only when a VMA's line leaves that question open.
+class VMEM_EXPORT VmaInspector {
+ public:
+  explicit VmaInspector(const Process& process);
+  VmaInspector(VmaInspector&&) noexcept;
+  VmaInspector& operator=(VmaInspector&&) noexcept;
+  ~VmaInspector();
+
+  /// Class and kind with every fact that it takes. Ask in ascending order: flags come
+  /// from a stream.
+  Classification classify(const Vma& vma);
+
+  /// VmFlags, from smaps; empty where they cannot be read.
+  std::optional<VmFlags> flags(const Vma& vma);
+
+  /// The page size of a hugetlb VMA; empty for any other. The error-free "not known" is
+  /// also empty: smaps and PROCMAP_QUERY were both refused.
+  std::optional<PageSize> hugetlb_page_size(const Vma& vma);
+
+  /// Whether pagemap is blind to this VMA (VM_PFNMAP). Ask only where it showed nothing:
+  /// the answer may cost a read of smaps.
+  enum class Blindness : std::uint8_t {
+    sighted,   ///< ordinary memory: nothing shown means nothing there
+    pfnmap,    ///< VM_PFNMAP, as smaps says
+    gate,      ///< [vsyscall]: not in the process's own page tables
+    unproven,  ///< could be VM_PFNMAP, and smaps cannot be read
+  };
+  Blindness blindness(const Vma& vma);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace vmem

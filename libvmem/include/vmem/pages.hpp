@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: MIT
+/// From virtual addresses to page frames.
+///
+/// The central value is the Extent: a run of pages with one state and consecutive
+/// frames. A Translator delivers extents that tile the asked range exactly: in order,
+/// without gaps, without overlap, as long as possible. Two neighbouring extents differ in
+/// state, reason, leaf size or attribute bits, or their frames do not follow each other.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string_view>
+#include <type_traits>
+
+#include "vmem/error.hpp"
+#include "vmem/export.hpp"
+#include "vmem/function_ref.hpp"
+#include "vmem/maps.hpp"
+#include "vmem/sysroot.hpp"
+#include "vmem/types.hpp"
+
+namespace vmem {
+
+enum class PageState : std::uint8_t {
+  resident,  ///< in memory, at Extent::pfn
+  absent,    ///< a VMA covers it, no page yet
+  swapped,   ///< Extent::swap_type and swap_offset, unless reason is swap_fields_hidden
+  guard,     ///< a lightweight guard page (MADV_GUARD_INSTALL)
+  special,   ///< migration, device-private, poison or another marker; see reason
+  hidden,    ///< in memory, but this reader is not shown the PFN
+  unseen,    ///< this backend cannot see this VMA; see reason
+  unmapped,  ///< no VMA
+  changed,   ///< kept moving while it was read
+};
+
+/// Why a state is what it is, where the state alone does not say.
+enum class Reason : std::uint8_t {
+  none,
+  pfnmap,               ///< unseen: VM_PFNMAP, which pagemap shows as empty
+  maybe_pfnmap,         ///< unseen: looks like a device mapping, VmFlags cannot be read
+  gate_vma,             ///< unseen: [vsyscall] is outside the process's page tables
+  swap_fields_hidden,   ///< swapped: type and offset are not shown to this reader
+  uffd_wp_marker,       ///< special: userfaultfd write-protect marker on an empty page
+  poison_marker,        ///< special: the page is poisoned
+  other_marker,         ///< special: a page-table marker this library does not know
+  migration_or_device,  ///< special: migration, device-private or poison entry
+  vma_changed,          ///< changed: the VMA was remapped during the read
+};
+
+enum class Backend : std::uint8_t { pagemap, bpf, kmod };
+
+/// Bits of Extent::bits, as pagemap tells them.
+namespace page_bit {
+inline constexpr std::uint8_t soft_dirty = 1;  ///< pagemap bit 55
+inline constexpr std::uint8_t exclusive = 2;   ///< pagemap bit 56: mapped once
+inline constexpr std::uint8_t uffd_wp = 4;     ///< pagemap bit 57
+inline constexpr std::uint8_t file = 8;        ///< pagemap bit 61: file page or shared anonymous
+/// One entry was read for each huge leaf. `exclusive` is then that of the leaf's first
+/// page; all else holds for every page (pagemap_pmd_range() in fs/proc/task_mmu.c
+/// computes bit 56 for each page, the rest once for the leaf).
+inline constexpr std::uint8_t leaf_sampled = 16;
+}  // namespace page_bit
+
+struct Extent {
+  VirtAddr va;                ///< of the first page; page aligned
+  std::uint64_t bytes = 0;    ///< a multiple of the page size
+  union {
+    Pfn pfn = {};               ///< resident: of the first page
+    std::uint64_t swap_offset;  ///< swapped: of the first page, in pages of the swap area
+  };
+  PageState state = PageState::absent;
+  Reason reason = Reason::none;
+  std::uint8_t bits = 0;        ///< page_bit
+  std::uint8_t leaf_shift = 0;  ///< log2 of the page-table leaf in bytes; 0: not known
+  std::uint8_t swap_type = 0;
+  Backend backend = Backend::pagemap;
+  std::uint16_t pte = 0;        ///< page-table attributes; pagemap tells none
+
+  constexpr VirtAddr end() const { return va + bytes; }
+};
+static_assert(sizeof(Extent) == 32 && std::is_trivially_copyable_v<Extent>);
+
+VMEM_EXPORT std::string_view to_string(PageState);
+VMEM_EXPORT std::string_view to_string(Backend);
+/// A sentence fragment for people; empty for Reason::none.
+VMEM_EXPORT std::string_view to_string(Reason);
+
+/// Receives extents in order; returns false to stop the walk.
+using ExtentSink = FunctionRef<bool(const Extent&)>;
+
+/// How much to read, and how fast.
+struct WalkOptions {
+  /// 1 or 2. With 2 a second thread shares the reading once a walk proves long.
+  unsigned threads = 1;
+  /// Read the entry of every page, also in huge leaves: no leaf_sampled extents.
+  bool every_page = false;
+};
+
+/// A source of page facts for one process: the library's only virtual interface.
+class VMEM_EXPORT Translator {
+ public:
+  virtual ~Translator();
+  virtual Backend backend() const = 0;
+
+  /// Tiles `range` (page aligned) with extents, in order. VMAs are not consulted: what is
+  /// not mapped reads `absent`, and so does what this source is blind to; translate()
+  /// tells these apart. Allocates nothing that grows with the range. Errors:
+  /// process_changed when the address space went away, malformed for a truncated recording.
+  virtual Result<void> walk(VaRange range, const WalkOptions& options, ExtentSink sink) = 0;
+};
+
+/// Opens the source for `process`. Errors: permission, no_user_memory, no_process.
+VMEM_EXPORT Result<std::unique_ptr<Translator>> open_translator(const Process& process,
+                                                                Backend backend = Backend::pagemap);
+
+/// What this translator's reader is shown. A live system has proven it; a recorded tree
+/// without a manifest tells it by its own first resident entries.
+VMEM_EXPORT PfnAccess pfn_access(const Process& process, Translator& translator);
+
+/// Receives each extent with the VMA it lies in (null: unmapped). The Vma is valid during
+/// the call. Returns false to stop.
+using VmaExtentSink = FunctionRef<bool(const Vma*, const Extent&)>;
+
+/// Everything in `range`, VMA by VMA: extents never cross a VMA's border, gaps are
+/// `unmapped`, blind VMAs `unseen`. `range` need not be aligned: it is widened to whole
+/// pages. The VMAs are read again after their pages; what moved in between is read once
+/// more, a bounded number of times, and is `changed` if it still moves.
+/// Errors: process_changed if the process ended or exec'ed; what the sink got until then
+/// is right.
+VMEM_EXPORT Result<void> translate(const Process& process, Translator& translator,
+                                   VmaInspector& inspector, VaRange range,
+                                   const WalkOptions& options, VmaExtentSink sink);
+
+/// The whole address space, from the first VMA to the last. Gaps are not reported.
+VMEM_EXPORT Result<void> translate_all(const Process& process, Translator& translator,
+                                       VmaInspector& inspector, const WalkOptions& options,
+                                       VmaExtentSink sink);
+
+/// One page. `vma` is empty and the state `unmapped` where no VMA covers the address.
+struct Translation {
+  std::optional<Vma> vma;
+  Extent extent;  ///< one page, `va` rounded down to it
+};
+VMEM_EXPORT Result<Translation> translate(const Process& process, Translator& translator,
+                                          VmaInspector& inspector, VirtAddr address);
+
+}  // namespace vmem

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: MIT
+/// What lies at a physical address: /proc/iomem, NUMA nodes, PCI BARs, UIO maps.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "vmem/error.hpp"
+#include "vmem/export.hpp"
+#include "vmem/sysroot.hpp"
+#include "vmem/types.hpp"
+
+namespace vmem {
+
+/// One line of /proc/iomem. The kernel's bounds are inclusive; these are half-open.
+struct IomemRegion {
+  PaRange range;
+  std::string name;
+  unsigned depth = 0;  ///< nesting: 0 is outermost
+};
+
+class VMEM_EXPORT Iomem {
+ public:
+  /// Errors: not_found, permission where every address reads zero (without CAP_SYS_ADMIN
+  /// the kernel prints zeros: that is unknown, not an empty machine), malformed.
+  static Result<Iomem> read(const SysRoot& root);
+  static Result<Iomem> parse(std::string_view text);
+
+  /// In the order of the file: parents before children.
+  const std::vector<IomemRegion>& regions() const { return regions_; }
+
+  /// The innermost region that holds `address`; null if none does.
+  const IomemRegion* find(PhysAddr address) const;
+
+ private:
+  std::vector<IomemRegion> regions_;
+};
+
+/// NUMA nodes of frames.
+class VMEM_EXPORT NumaMap {
+ public:
+  /// From /sys/devices/system/node: its memory blocks, or all of memory where there is one
+  /// node. Errors: not_found where the system has no NUMA information.
+  static Result<NumaMap> read(const SysRoot& root);
+
+  /// The node of the RAM at `address`; empty for what is not known to be RAM of a node.
+  std::optional<unsigned> node(PhysAddr address) const;
+
+  /// The end of the run of equal answers that holds `address`: node() is the same for
+  /// every address in [address, run_end(address)).
+  PhysAddr run_end(PhysAddr address) const;
+
+ private:
+  struct Span {
+    PaRange range;
+    unsigned node;
+  };
+  std::vector<Span> spans_;  ///< ascending, disjoint, neighbours of one node merged
+  std::optional<unsigned> only_node_;
+};
+
+/// A PCI base address register (or expansion ROM), from sysfs `resource`, line `index`.
+struct PciBar {
+  std::string device;  ///< "0000:03:00.0"
+  unsigned index = 0;  ///< 0-5 BARs, 6 ROM, 7.. SR-IOV and bridge windows
+  PaRange range;
+  std::uint64_t flags = 0;  ///< IORESOURCE_* (include/linux/ioport.h)
+  bool is_memory() const { return (flags & 0x200) != 0; }
+};
+
+/// Every assigned BAR of every device, by device and index. Unassigned ones are left out.
+VMEM_EXPORT Result<std::vector<PciBar>> read_pci_bars(const SysRoot& root);
+
+/// /sys/class/uio/uioN/maps/mapM
+struct UioMap {
+  unsigned device = 0;  ///< N of /dev/uioN
+  unsigned index = 0;   ///< M
+  std::string name;
+  PaRange range;             ///< addr, addr + size
+  std::uint64_t offset = 0;  ///< of the memory within the first page
+};
+
+VMEM_EXPORT Result<std::vector<UioMap>> read_uio_maps(const SysRoot& root);
+
+}  // namespace vmem

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: MIT
+/// A system to look at: the live one, or one recorded in a directory. Everything
+/// below this seam is openat(2); nothing else in the library knows which it is.
+///
+/// A recorded tree is a directory laid out like `/`, with the files this library
+/// reads (proc/PID/maps, proc/PID/pagemap, proc/kpageflags, ...) as regular files.
+/// `/manifest` in it, where present, holds lines `key value`:
+///     vmem-tree 1
+///     page_size 65536
+///     pfn_access full|hidden|none
+/// Without a manifest the page size is 4096 and PFN access is unknown until a
+/// recorded entry shows it.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "vmem/error.hpp"
+#include "vmem/export.hpp"
+#include "vmem/types.hpp"
+
+namespace vmem {
+
+/// Owns a file descriptor.
+class VMEM_EXPORT Fd {
+ public:
+  Fd() = default;
+  explicit Fd(int fd) : fd_(fd) {}
+  Fd(Fd&& other) noexcept : fd_(other.release()) {}
+  Fd& operator=(Fd&& other) noexcept;
+  Fd(const Fd&) = delete;
+  Fd& operator=(const Fd&) = delete;
+  ~Fd();
+
+  int get() const { return fd_; }
+  bool valid() const { return fd_ >= 0; }
+  int release() {
+    const int fd = fd_;
+    fd_ = -1;
+    return fd;
+  }
+
+ private:
+  int fd_ = -1;
+};
+
+/// Whether this reader is shown page frame numbers.
+enum class PfnAccess : std::uint8_t {
+  full,     ///< proven: a page of our own shows its PFN
+  hidden,   ///< pagemap can be read, PFN and swap fields read 0
+  none,     ///< pagemap cannot be read at all
+  unknown,  ///< a recorded tree that does not say
+};
+
+class Process;
+
+class VMEM_EXPORT SysRoot {
+ public:
+  /// The running system. Page size and PFN access are found by trying, on a page of
+  /// our own (Documentation/admin-guide/mm/pagemap.rst: PFNs need CAP_SYS_ADMIN).
+  static Result<SysRoot> live();
+
+  /// A recorded tree. Symbolic links in it are resolved inside it and only regular
+  /// files are opened, so that a hostile tree can neither lead out nor block.
+  static Result<SysRoot> open(const std::string& directory);
+
+  bool recorded() const;
+  PageSize page_size() const;
+  PfnAccess pfn_access() const;
+
+  /// Opens `path` (relative to the root, no leading '/') for reading.
+  Result<Fd> open_file(const char* path) const;
+
+  /// A whole small file; `limit` bytes at most, more is an error (malformed).
+  Result<std::string> read_file(const char* path, std::size_t limit = 1 << 20) const;
+
+  /// Names in a directory, without "." and "..", unordered.
+  Result<std::vector<std::string>> list(const char* path) const;
+
+  /// The target of a symbolic link.
+  Result<std::string> read_link(const char* path) const;
+
+  /// A process by PID or by the id of one of its threads. Errors: no_process,
+  /// no_user_memory (kernel thread, zombie), permission.
+  Result<Process> process(pid_t pid) const;
+
+  /// The process that asks (live), or the one that proc/self names (recorded).
+  Result<Process> self() const;
+
+  /// Every process whose comm is exactly `comm`, ascending.
+  Result<std::vector<pid_t>> find_by_comm(std::string_view comm) const;
+
+  /// The kernel's release, or empty where the tree does not say.
+  std::string kernel_release() const;
+
+ private:
+  friend class Process;
+  struct State;
+  explicit SysRoot(std::shared_ptr<const State> state);
+  std::shared_ptr<const State> state_;
+};
+
+/// A process as a directory descriptor and a start time: a PID that is used again
+/// later is an error, never an answer about somebody else.
+class VMEM_EXPORT Process {
+ public:
+  pid_t pid() const { return pid_; }  ///< the thread group's id
+  const std::string& comm() const { return comm_; }
+  /// Clock ticks since boot (field 22 of /proc/PID/stat); empty if not recorded.
+  std::optional<std::uint64_t> start_time() const { return start_time_; }
+  const SysRoot& root() const { return root_; }
+
+  /// Opens proc/PID/`name`. Errors name what stood in the way: no_process when it has
+  /// ended, no_user_memory for a kernel thread or zombie, permission with a hint.
+  Result<Fd> open_file(const char* name) const;
+  Result<std::string> read_file(const char* name, std::size_t limit = 1 << 20) const;
+  Result<std::vector<std::string>> list(const char* name) const;
+
+  /// "/proc/PID/name", for messages.
+  std::string path(const char* name) const;
+
+  /// An error unless the process still lives and is the same one.
+  Result<void> check_alive() const;
+
+  /// The mode (S_IFMT and permission bits) of the file behind the mapping at
+  /// [start, end), through map_files (proc(5): needs CAP_CHECKPOINT_RESTORE or
+  /// CAP_SYS_ADMIN). Empty where that cannot be told.
+  std::optional<std::uint32_t> mapped_file_mode(VaRange range) const;
+
+ private:
+  friend class SysRoot;
+  explicit Process(SysRoot root) : root_(std::move(root)) {}
+  SysRoot root_;
+  Fd directory_;
+  pid_t pid_ = 0;
+  std::string comm_;
+  std::optional<std::uint64_t> start_time_;
+};
+
+/// preads until `bytes` are there, end of file, or an error. Returns the bytes read.
+VMEM_EXPORT Result<std::size_t> read_at(const Fd& fd, void* buffer, std::size_t bytes,
+                                        std::uint64_t offset);
+
+}  // namespace vmem

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: MIT
+/// The one merge rule: when two neighbouring runs of pages are one extent.
+#pragma once
+
+#include "vmem/pages.hpp"
+
+namespace vmem {
+
+/// How far the frame or swap slot moves from one page to the next; 0 where a state has
+/// neither.
+constexpr std::uint64_t step_of(const Extent& run) {
+  const bool numbered = run.state == PageState::resident ||
+                        (run.state == PageState::swapped && run.reason == Reason::none);
+  return numbered ? 1 : 0;
+}
+
+/// The number that step_of() counts.
+constexpr std::uint64_t number_of(const Extent& run) {
+  return run.state == PageState::resident ? run.pfn.value : run.swap_offset;
+}
+
+/// `next` goes on where `run` ends, in every respect that is known: a leaf size that is
+/// not known fits any, and the extent's is then not known.
+constexpr bool continues(const Extent& run, const Extent& next, PageSize page_size) {
+  if (run.end() != next.va || run.state != next.state || run.reason != next.reason ||
+      run.bits != next.bits || run.swap_type != next.swap_type || run.backend != next.backend ||
+      run.pte != next.pte) {
+    return false;
+  }
+  if (run.leaf_shift != next.leaf_shift && run.leaf_shift != 0 && next.leaf_shift != 0) return false;
+  return step_of(run) == 0 || number_of(run) + page_size.pages(run.bytes) == number_of(next);
+}
+
+/// Merges runs, in ascending order, and hands on what can grow no more.
+class ExtentBuilder {
+ public:
+  ExtentBuilder(PageSize page_size, ExtentSink sink) : page_size_(page_size), sink_(sink) {}
+
+  /// False once the sink has had enough.
+  bool add(const Extent& run) {
+    if (current_.bytes != 0 && continues(current_, run, page_size_)) {
+      current_.bytes += run.bytes;
+      if (current_.leaf_shift != run.leaf_shift) current_.leaf_shift = 0;
+      return true;
+    }
+    if (!flush()) return false;
+    current_ = run;
+    return true;
+  }
+
+  /// Hands on the last extent.
+  bool flush() {
+    if (current_.bytes != 0 && open_) open_ = sink_(current_);
+    current_.bytes = 0;
+    return open_;
+  }
+
+ private:
+  PageSize page_size_;
+  ExtentSink sink_;
+  Extent current_;
+  bool open_ = true;
+};
+
+/// The first `bytes` of `run` are cut off and returned; `run` keeps the rest.
+constexpr Extent cut_front(Extent& run, std::uint64_t bytes, PageSize page_size) {
+  Extent front = run;
+  front.bytes = bytes;
+  run.va = run.va + bytes;
+  run.bytes -= bytes;
+  const std::uint64_t pages = step_of(run) * page_size.pages(bytes);
+  if (run.state == PageState::resident) run.pfn = run.pfn + pages;
+  else run.swap_offset += pages;
+  return front;
+}
+
+}  // namespace vmem

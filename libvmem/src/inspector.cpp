@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: MIT
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <charconv>
+#include <utility>
+
+#include "device_paths.hpp"
+#include "line_chunks.hpp"
+#include "vma_query.hpp"
+#include "vmem/maps.hpp"
+
+namespace vmem {
+namespace {
+
+struct Mount {
+  std::uint32_t major = 0;
+  std::uint32_t minor = 0;
+  std::string type;
+  bool dax = false;
+};
+
+template <class Number>
+bool take_number(std::string_view& text, Number& value, int base = 10) {
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value, base);
+  text.remove_prefix(static_cast<std::size_t>(end - text.data()));
+  return error == std::errc{};
+}
+
+std::string_view take_word(std::string_view& text) {
+  while (text.starts_with(' ')) text.remove_prefix(1);
+  const std::string_view word = text.substr(0, text.find(' '));
+  text.remove_prefix(word.size());
+  return word;
+}
+
+bool has_option(std::string_view options, std::string_view wanted) {
+  while (!options.empty()) {
+    const std::size_t comma = options.find(',');
+    if (options.substr(0, comma) == wanted) return true;
+    if (comma == std::string_view::npos) break;
+    options.remove_prefix(comma + 1);
+  }
+  return false;
+}
+
+/// A line of mountinfo (proc(5)): ID PARENT MAJOR:MINOR ROOT POINT OPTIONS [TAGS…] - TYPE
+/// SOURCE SUPEROPTIONS. Fields hold no spaces (they are escaped).
+std::optional<Mount> parse_mount(std::string_view line) {
+  Mount mount;
+  take_word(line);
+  take_word(line);
+  std::string_view device = take_word(line);
+  if (!take_number(device, mount.major) || !device.starts_with(':')) return {};
+  device.remove_prefix(1);
+  if (!take_number(device, mount.minor) || !device.empty()) return {};
+  const std::size_t separator = line.find(" - ");
+  if (separator == std::string_view::npos) return {};
+  line.remove_prefix(separator + 3);
+  mount.type = take_word(line);
+  take_word(line);
+  const std::string_view options = take_word(line);
+  mount.dax = has_option(options, "dax") || has_option(options, "dax=always");
+  return mount;
+}
+
+/// Files of the kernel's own mounts that can be made of huge pages.
+bool may_be_internal_hugetlb(std::string_view path) {
+  return path.starts_with("/anon_hugepage") || path.starts_with("/memfd:") || path.starts_with("/SYSV");
+}
+
+}  // namespace
+
+struct VmaInspector::State {
+  const Process* process;
+  SmapsReader smaps;
+  bool smaps_refused = false;
+  std::optional<std::vector<Mount>> mounts;
+  bool mounts_refused = false;
+  std::optional<std::vector<std::uint64_t>> stack_pointers;  ///< ascending
+  std::optional<std::vector<std::uint64_t>> packet_inodes;   ///< ascending
+  // Of the last file asked about: the parts of a file's mapping follow each other.
+  std::uint64_t node_inode = 0;
+  std::uint32_t node_major = 0;
+  std::uint32_t node_minor = 0;
+  std::optional<bool> node;
+  VaRange hugetlb_range;
+  std::optional<PageSize> hugetlb_size;
+
+  explicit State(const Process& p) : process(&p), smaps(p) {}
+
+  /// The mount with the VMA's device number; null where none has it. Check mounts_refused.
+  const Mount* mount_of(const Vma& vma) {
+    if (!mounts) {
+      mounts.emplace();
+      auto fd = process->open_file("mountinfo");
+      if (!fd) {
+        mounts_refused = true;
+        return nullptr;
+      }
+      LineChunks chunks{std::move(*fd), {}};
+      for (;;) {
+        auto chunk = chunks.next();
+        if (!chunk || chunk->empty()) break;
+        for (std::string_view rest = *chunk; !rest.empty();) {
+          if (auto mount = parse_mount(take_line(rest))) mounts->push_back(std::move(*mount));
+        }
+      }
+    }
+    for (const Mount& mount : *mounts) {
+      if (mount.major == vma.dev_major && mount.minor == vma.dev_minor) return &mount;
+    }
+    return nullptr;
+  }
+
+  std::optional<SmapsEntry> smaps_entry(const Vma& vma) {
+    if (smaps_refused) return {};
+    auto entry = smaps.find(vma.range.start);
+    if (!entry) {
+      smaps_refused = true;
+      return {};
+    }
+    return std::move(*entry);
+  }
+
+  bool is_packet_socket(std::uint64_t inode) {
+    if (!packet_inodes) {
+      packet_inodes.emplace();
+      // "sk RefCnt Type Proto Iface R Rmem User Inode" (net/packet/af_packet.c)
+      if (const auto text = process->read_file("net/packet", 16 << 20)) {
+        std::string_view rest = *text;
+        take_line(rest);
+        while (!rest.empty()) {
+          std::string_view line = take_line(rest);
+          while (line.ends_with(' ')) line.remove_suffix(1);
+          std::string_view last = line.substr(line.rfind(' ') + 1);
+          std::uint64_t number = 0;
+          if (take_number(last, number)) packet_inodes->push_back(number);
+        }
+      }
+      std::ranges::sort(*packet_inodes);
+    }
+    return std::ranges::binary_search(*packet_inodes, inode);
+  }
+
+  /// Whether a thread's stack pointer lies in the range. A thread that runs on a CPU at
+  /// this moment does not tell where its stack is (proc(5), /proc/PID/syscall).
+  bool holds_stack_pointer(VaRange range) {
+    if (!stack_pointers) {
+      stack_pointers.emplace();
+      if (const auto threads = process->list("task")) {
+        for (const std::string& thread : *threads) {
+          const auto text = process->read_file(("task/" + thread + "/syscall").c_str(), 4096);
+          if (!text) continue;
+          // "NR ARG*6 SP PC", "-1 SP PC", or "running": the stack pointer is next to last.
+          std::string_view line = std::string_view(*text).substr(0, text->find('\n'));
+          const std::size_t last = line.rfind(' ');
+          if (last == std::string_view::npos) continue;
+          line = line.substr(0, last);
+          line.remove_prefix(line.rfind(' ') + 1);
+          if (!line.starts_with("0x")) continue;
+          line.remove_prefix(2);
+          std::uint64_t pointer = 0;
+          if (take_number(line, pointer, 16)) stack_pointers->push_back(pointer);
+        }
+      }
+      std::ranges::sort(*stack_pointers);
+    }
+    const auto at = std::ranges::lower_bound(*stack_pointers, range.start.value);
+    return at != stack_pointers->end() && *at < range.end.value;
+  }
+
+  PageSize page_size() const { return process->root().page_size(); }
+
+  /// Whether the mapped file is a character device; empty where that cannot be told.
+  std::optional<bool> is_device_node(const Vma& vma) {
+    if (node_inode != vma.inode || node_major != vma.dev_major || node_minor != vma.dev_minor) {
+      const auto mode = process->mapped_file_mode(vma.range);
+      node = mode ? std::optional(S_ISCHR(*mode)) : std::nullopt;
+      node_inode = vma.inode;
+      node_major = vma.dev_major;
+      node_minor = vma.dev_minor;
+    }
+    return node;
+  }
+
+  /// Fills in what mountinfo says. Only files with a path can be on a mount.
+  void add_mount(const Vma& vma, VmaFacts& facts) {
+    if (vma.inode == 0 || !vma.path.starts_with('/')) return;
+    const Mount* mount = mount_of(vma);
+    if (mounts_refused) return;
+    facts.filesystem = mount != nullptr ? std::string_view(mount->type) : std::string_view{};
+    facts.dax = mount != nullptr && mount->dax;
+  }
+};
+
+VmaInspector::VmaInspector(const Process& process) : state_(std::make_unique<State>(process)) {}
+VmaInspector::VmaInspector(VmaInspector&&) noexcept = default;
+VmaInspector& VmaInspector::operator=(VmaInspector&&) noexcept = default;
+VmaInspector::~VmaInspector() = default;
+
+std::optional<VmFlags> VmaInspector::flags(const Vma& vma) {
+  auto entry = state_->smaps_entry(vma);
+  return entry ? std::move(entry->flags) : std::nullopt;
+}
+
+std::optional<PageSize> VmaInspector::hugetlb_page_size(const Vma& vma) {
+  State& s = *state_;
+  // hugetlb memory always has an inode, be it of a kernel-internal file.
+  if (vma.inode == 0 || !vma.path.starts_with('/')) return {};
+  if (s.hugetlb_range == vma.range) return s.hugetlb_size;
+  VmaFacts facts;
+  s.add_mount(vma, facts);
+  const bool may_be = facts.filesystem == "hugetlbfs" ||
+                      (!facts.filesystem && device_path(vma.path) != DevicePath::dax) ||
+                      (facts.filesystem == "" && may_be_internal_hugetlb(vma.path));
+  std::optional<PageSize> size;
+  if (may_be) {
+    Vma found;
+    if (query_vma(*s.process, vma.range.start, found, size) != VmaQuery::found || !size) {
+      if (const auto entry = s.smaps_entry(vma)) size = entry->kernel_page_size;
+    }
+    if (size && size->bytes() <= s.page_size().bytes()) size.reset();
+  }
+  s.hugetlb_range = vma.range;
+  s.hugetlb_size = size;
+  return size;
+}
+
+Classification VmaInspector::classify(const Vma& vma) {
+  State& s = *state_;
+  VmaFacts facts;
+  s.add_mount(vma, facts);
+  facts.kernel_page_size = hugetlb_page_size(vma);
+  if (vma.path.starts_with("socket:[")) facts.packet_socket = s.is_packet_socket(vma.inode);
+
+  Classification result = vmem::classify(vma, facts, s.page_size());
+  if (result.kind == VmaKind::anon && vma.writable) {
+    facts.thread_stack = s.holds_stack_pointer(vma.range);
+    return vmem::classify(vma, facts, s.page_size());
+  }
+  // A device node may lie anywhere, and not everything below /dev is one.
+  if (vma.path.starts_with('/') &&
+      (result.kind == VmaKind::file || result.vma_class == VmaClass::device)) {
+    facts.device_node = s.is_device_node(vma);
+    result = vmem::classify(vma, facts, s.page_size());
+  }
+  if (result == Classification{VmaClass::device, VmaKind::unknown}) {
+    facts.flags = flags(vma);
+    result = vmem::classify(vma, facts, s.page_size());
+  }
+  return result;
+}
+
+VmaInspector::Blindness VmaInspector::blindness(const Vma& vma) {
+  State& s = *state_;
+  if (vma.path == "[vsyscall]") return Blindness::gate;
+  bool device_like = false;
+  if (vma.path.starts_with('/')) {
+    VmaFacts facts;
+    s.add_mount(vma, facts);
+    facts.device_node = s.is_device_node(vma);
+    if (facts.device_node) {
+      if (!*facts.device_node && device_path(vma.path) != DevicePath::pci) return Blindness::sighted;
+      device_like = true;
+    } else {
+      const VmaClass by_name = vmem::classify(vma, facts, s.page_size()).vma_class;
+      if (by_name == VmaClass::anonymous || by_name == VmaClass::hugepage) return Blindness::sighted;
+      device_like = by_name != VmaClass::file;
+    }
+  } else {
+    // Memory without a file is the kernel's own kind, with names of its own for the rest.
+    if (vma.path.empty() || vma.path == "[heap]" || vma.path.starts_with("[stack") ||
+        vma.path.starts_with("[anon")) {
+      return Blindness::sighted;
+    }
+    device_like = true;
+  }
+  if (const auto codes = flags(vma)) return codes->has("pf") ? Blindness::pfnmap : Blindness::sighted;
+  return device_like ? Blindness::unproven : Blindness::sighted;
+}
+
+}  // namespace vmem

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: MIT
+/// Text files of /proc as a stream of whole lines.
+#pragma once
+
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "errors.hpp"
+#include "vmem/sysroot.hpp"
+
+namespace vmem {
+
+/// Each chunk is what one read(2) returned, cut at its last newline: on the live system
+/// that is what the kernel wrote at one moment (seq_file hands out whole lines, 4 KiB or
+/// one longer line at a time, whatever the buffer).
+class LineChunks {
+ public:
+  LineChunks(Fd fd, std::string path) : fd_(std::move(fd)), path_(std::move(path)) {}
+
+  /// The next whole lines, valid until the next call; empty at the end. The last line of
+  /// a file may lack its newline.
+  Result<std::string_view> next() {
+    if (!buffer_) buffer_ = std::make_unique_for_overwrite<char[]>(size_);
+    std::memmove(buffer_.get(), buffer_.get() + used_, filled_ - used_);
+    offset_ += used_;
+    filled_ -= used_;
+    used_ = 0;
+    for (;;) {
+      const ssize_t n = ::read(fd_.get(), buffer_.get() + filled_, size_ - filled_);
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0) {
+        Error error = make_error(errno, "reading", path_);
+        if (error.os_errno == ESRCH) error.code = Errc::process_changed;
+        return std::unexpected(std::move(error));
+      }
+      const std::size_t old = filled_;
+      filled_ += static_cast<std::size_t>(n);
+      if (n == 0) {
+        used_ = filled_;
+        break;
+      }
+      if (const void* newline = memrchr(buffer_.get() + old, '\n', filled_ - old)) {
+        used_ = static_cast<std::size_t>(static_cast<const char*>(newline) - buffer_.get()) + 1;
+        break;
+      }
+      // No line the kernel writes is this long: four times PATH_MAX, all escaped.
+      if (filled_ == size_) return fail(Errc::malformed, "reading (line too long)", path_);
+    }
+    return std::string_view(buffer_.get(), used_);
+  }
+
+  /// File offset of the chunk that next() returned last.
+  std::uint64_t offset() const { return offset_; }
+  const std::string& path() const { return path_; }
+
+ private:
+  static constexpr std::size_t size_ = 64 << 10;
+  Fd fd_;
+  std::string path_;
+  std::unique_ptr<char[]> buffer_;
+  std::size_t used_ = 0;
+  std::size_t filled_ = 0;
+  std::uint64_t offset_ = 0;
+};
+
+/// Cuts the first line off `text`, without its newline.
+inline std::string_view take_line(std::string_view& text) {
+  const std::size_t newline = text.find('\n');
+  const std::string_view line = text.substr(0, newline);
+  text.remove_prefix(newline == std::string_view::npos ? text.size() : newline + 1);
+  return line;
+}
+
+}  // namespace vmem

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: MIT
+/// The pagemap backend: one walk by one or two readers.
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "errors.hpp"
+#include "extent_builder.hpp"
+#include "pagemap_reader.hpp"
+
+namespace vmem {
+namespace {
+
+/// Two readers take turns at pieces of a range, which are delivered in order. The calling
+/// thread delivers; while the next piece is not ready it reads one itself. The kernel takes
+/// mmap_lock shared, so two preads do run at once.
+class SharedWalk {
+ public:
+  SharedWalk(const Process& process, const Fd& fd, PagemapReader& reader, bool every_page, VaRange range)
+      : process_(process), fd_(fd), reader_(reader), every_page_(every_page), range_(range) {}
+
+  Result<void> run(ExtentSink sink) {
+    std::jthread helper;
+    try {
+      helper = std::jthread([this] { help(); });
+    } catch (const std::system_error&) {
+      return reader_.read(range_, sink);  // no second thread to be had: alone, then
+    }
+    auto result = deliver(sink);
+    {
+      const std::scoped_lock lock(mutex_);
+      stop_ = true;
+    }
+    changed_.notify_all();
+    return result;
+  }
+
+ private:
+  static constexpr std::size_t capacity = 8192;  // runs held for a piece
+  static constexpr std::size_t slots = 4;
+
+  struct Slot {
+    enum class State : std::uint8_t { free, reading, done } state = State::free;
+    VaRange range;
+    VirtAddr reached;  ///< short of range.end where the runs did not fit
+    std::vector<Extent> runs;
+    Result<void> result;
+  };
+
+  /// With the lock held: gives out the next piece, if a slot is free for it.
+  Slot* claim() {
+    Slot& slot = ring_[claimed_ % slots];
+    if (range_.empty() || slot.state != Slot::State::free) return nullptr;
+    const std::uint64_t chunk = reader_.chunk_bytes();
+    const VirtAddr end{(range_.start.value + stride_) / chunk * chunk};
+    slot.range = {range_.start, std::min(end, range_.end)};
+    range_.start = slot.range.end;
+    slot.state = Slot::State::reading;
+    ++claimed_;
+    return &slot;
+  }
+
+  static void fill(Slot& slot, PagemapReader& reader) {
+    slot.runs.clear();
+    slot.runs.reserve(capacity);
+    slot.reached = slot.range.end;
+    slot.result = reader.read(slot.range, [&](const Extent& run) {
+      if (slot.runs.size() == capacity) {
+        slot.reached = run.va;
+        return false;
+      }
+      slot.runs.push_back(run);
+      return true;
+    });
+  }
+
+  void help() {
+    PagemapReader reader{process_, fd_, every_page_};
+    std::unique_lock lock(mutex_);
+    while (!stop_) {
+      Slot* slot = claim();
+      if (slot == nullptr) {
+        if (range_.empty()) return;
+        changed_.wait(lock);
+        continue;
+      }
+      lock.unlock();
+      fill(*slot, reader);
+      lock.lock();
+      slot->state = Slot::State::done;
+      changed_.notify_all();
+    }
+  }
+
+  Result<void> deliver(ExtentSink sink) {
+    std::unique_lock lock(mutex_);
+    for (std::size_t next = 0; next < claimed_ || !range_.empty(); ++next) {
+      Slot& slot = ring_[next % slots];
+      while (next >= claimed_ || slot.state != Slot::State::done) {
+        Slot* const mine = claim();
+        if (mine == nullptr) {
+          changed_.wait(lock);
+          continue;
+        }
+        lock.unlock();
+        fill(*mine, reader_);
+        lock.lock();
+        mine->state = Slot::State::done;
+      }
+      // Many runs in a piece mean small pieces; few mean that larger ones are cheap.
+      if (slot.reached != slot.range.end) stride_ = std::max(stride_ / 2, reader_.chunk_bytes());
+      else if (slot.runs.size() < capacity / 8) stride_ = std::min(stride_ * 2, std::uint64_t{1} << 40);
+      lock.unlock();
+      for (const Extent& run : slot.runs) {
+        if (!sink(run)) return {};
+      }
+      if (!slot.result) return std::move(slot.result);
+      bool open = true;
+      if (slot.reached != slot.range.end) {
+        auto rest = reader_.read({slot.reached, slot.range.end},
+                                 [&](const Extent& run) { return open = sink(run); });
+        if (!rest || !open) return rest;
+      }
+      lock.lock();
+      slot.state = Slot::State::free;
+      changed_.notify_all();
+    }
+    return {};
+  }
+
+  const Process& process_;
+  const Fd& fd_;
+  PagemapReader& reader_;
+  const bool every_page_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  VaRange range_;  ///< not given out yet
+  std::uint64_t stride_ = reader_.stride();
+  std::size_t claimed_ = 0;
+  bool stop_ = false;
+  Slot ring_[slots];
+};
+
+class PagemapTranslator final : public Translator {
+ public:
+  PagemapTranslator(const Process& process, Fd fd) : process_(process), fd_(std::move(fd)) {}
+
+  Backend backend() const override { return Backend::pagemap; }
+
+  Result<void> walk(VaRange range, const WalkOptions& options, ExtentSink sink) override {
+    ExtentBuilder builder{process_.root().page_size(), sink};
+    bool open = true;
+    const auto add = [&](const Extent& run) { return open = builder.add(run); };
+    PagemapReader reader{process_, fd_, options.every_page};
+    if (options.threads > 1) {
+      // A thread pays from some milliseconds of work on; how much there is shows only by
+      // doing some of it.
+      constexpr auto alone = std::chrono::milliseconds(2);
+      const auto start = std::chrono::steady_clock::now();
+      const std::uint64_t chunk = reader.chunk_bytes();
+      while (open && range.bytes() > 2 * reader.stride() && std::chrono::steady_clock::now() - start < alone) {
+        const VirtAddr end{(range.start.value + reader.stride()) / chunk * chunk};
+        if (end <= range.start) break;
+        if (auto read = reader.read({range.start, end}, add); !read) return read;
+        range.start = end;
+      }
+      if (open && range.bytes() > 2 * reader.stride()) {
+        SharedWalk shared{process_, fd_, reader, options.every_page, range};
+        if (auto read = shared.run(add); !read) return read;
+        builder.flush();
+        return {};
+      }
+    }
+    if (open && !range.empty()) {
+      if (auto read = reader.read(range, add); !read) return read;
+    }
+    builder.flush();
+    return {};
+  }
+
+ private:
+  const Process& process_;
+  Fd fd_;
+};
+
+}  // namespace
+
+Translator::~Translator() = default;
+
+Result<std::unique_ptr<Translator>> open_translator(const Process& process, Backend backend) {
+  if (backend != Backend::pagemap) {
+    return std::unexpected(Error{.code = Errc::not_supported,
+                                 .what = backend == Backend::bpf ? "backend bpf" : "backend kmod",
+                                 .path = {},
+                                 .hint = "this build reads page facts from pagemap alone"});
+  }
+  auto fd = process.open_file("pagemap");
+  if (!fd) return std::unexpected(std::move(fd.error()));
+  return std::make_unique<PagemapTranslator>(process, std::move(*fd));
+}
+
+}  // namespace vmem

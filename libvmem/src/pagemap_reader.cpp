@@ -1,0 +1,378 @@
+// SPDX-License-Identifier: MIT
+#include "pagemap_reader.hpp"
+
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "errors.hpp"
+#include "extent_builder.hpp"
+#include "pagemap_bits.hpp"
+#include "vma_query.hpp"
+
+namespace vmem {
+namespace {
+
+// struct pm_scan_arg and PAGE_IS_* of include/uapi/linux/fs.h (6.7), which older headers lack.
+struct ScanArgument {
+  std::uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
+  std::uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
+};
+static_assert(sizeof(ScanArgument) == 96);
+constexpr unsigned long pagemap_scan = _IOWR('f', 16, ScanArgument);
+static_assert(pagemap_scan == 0xc0606610);
+constexpr std::uint64_t page_is_present = 1 << 3;
+constexpr std::uint64_t page_is_swapped = 1 << 4;  // markers and guard pages too
+constexpr std::uint64_t page_is_huge = 1 << 6;     // a PMD leaf, or any hugetlb page
+
+/// Reading through a hole this small costs less than another system call.
+constexpr std::uint64_t bridged_pages = 128;
+/// Up to here a scan is not worth its system call.
+constexpr std::uint64_t small_pages = 1024;
+/// A scan stops after this many pages: the bound of what it costs if they prove dense.
+constexpr std::uint64_t scanned_pages = 32768;
+constexpr std::uint64_t largest_window = std::uint64_t{1} << 40;
+
+}  // namespace
+
+PagemapReader::PagemapReader(const Process& process, const Fd& fd, bool every_page)
+    : process_(process),
+      fd_(fd),
+      page_size_(process.root().page_size()),
+      pmd_size_(page_size_.next_level()),
+      chunk_bytes_(std::max(chunk_pages * page_size_.bytes(), pmd_size_.bytes())),
+      recorded_(process.root().recorded()),
+      seeks_holes_(recorded_),
+      proven_(process.root().pfn_access() == PfnAccess::full),
+      every_page_(every_page),
+      window_(chunk_bytes_) {}
+
+Result<void> PagemapReader::read(VaRange range, ExtentSink sink) {
+  sink_ = &sink;
+  open_ = true;
+  while (open_ && !range.empty()) {
+    VirtAddr end = range.end;
+    const bool small = range.bytes() <= small_pages * page_size_.bytes();
+    if (small || dense_ || (!can_scan_ && !seeks_holes_)) {
+      // Cut at multiples of the chunk, so that no huge leaf lies across two.
+      end = std::min(end, VirtAddr{(range.start.value / chunk_bytes_ + 1) * chunk_bytes_});
+      populated_ = huge_ = 0;
+      if (auto read = read_outright({range.start, end}, std::nullopt); !read) return read;
+      if (!small) dense_ = populated_ * 8 >= page_size_.pages(end - range.start) && huge_ * 2 < populated_;
+    } else {
+      if (range.bytes() > window_) end = range.start + window_;
+      auto reached = read_by_scan({range.start, end});
+      if (!reached) return std::unexpected(std::move(reached.error()));
+      end = *reached;
+    }
+    range.start = end;
+  }
+  return {};
+}
+
+/// Finds what is populated, then reads only that. Returns how far it came; nowhere, with
+/// dense_ or !can_scan_ set, where reading outright is the better way.
+Result<VirtAddr> PagemapReader::read_by_scan(VaRange window) {
+  if (!regions_) regions_ = std::make_unique_for_overwrite<Region[]>(max_regions);
+  const auto scanned = seeks_holes_ ? next_data(window)
+                                 : scan(window, scanned_pages, {regions_.get(), max_regions});
+  if (!scanned) return window.start;
+
+  const std::span<const Region> regions{regions_.get(), scanned->regions};
+  const std::uint64_t total = page_size_.pages(scanned->end - window.start);
+  std::uint64_t found = 0;
+  for (const Region& region : regions) {
+    if ((region.categories & page_is_huge) == 0) found += page_size_.pages(region.end - region.start);
+  }
+  if (!seeks_holes_) {
+    if (found * 8 >= total && total > small_pages) {
+      dense_ = true;
+      window_ = chunk_bytes_;
+      return window.start;
+    }
+    if (scanned->end == window.end) window_ = std::min(window_ * 2, largest_window);
+  }
+
+  VirtAddr at = window.start;
+  for (std::size_t i = 0; i < regions.size() && open_;) {
+    const bool huge = (regions[i].categories & page_is_huge) != 0;
+    VaRange part{{regions[i].start}, {regions[i].end}};
+    ++i;
+    if (!huge) {
+      const std::uint64_t bridge = bridged_pages * page_size_.bytes();
+      while (i < regions.size() && (regions[i].categories & page_is_huge) == 0 &&
+             regions[i].start - part.end.value <= bridge) {
+        part.end = {regions[i++].end};
+      }
+    }
+    emit_absent({at, part.start});
+    const auto leaf = seeks_holes_ ? std::nullopt : std::optional(page_size_.shift());
+    auto read = huge ? read_leaves(part) : read_outright(part, leaf);
+    if (!read) return std::unexpected(std::move(read.error()));
+    at = part.end;
+  }
+  emit_absent({at, scanned->end});
+  return scanned->end;
+}
+
+/// Reads the entry of every page. `leaf_shift`: what is present has leaves of this size;
+/// empty where that is not known.
+Result<void> PagemapReader::read_outright(VaRange range, std::optional<unsigned> leaf_shift) {
+  const std::size_t capacity = chunk_bytes_ >> page_size_.shift();
+  if (!entries_) entries_ = std::make_unique_for_overwrite<std::uint64_t[]>(capacity);
+  while (open_ && !range.empty()) {
+    const VirtAddr boundary{(range.start.value / chunk_bytes_ + 1) * chunk_bytes_};
+    const VaRange part{range.start, std::min(range.end, boundary)};
+    const std::size_t count = page_size_.pages(part.bytes());
+    const std::size_t bytes = count * sizeof entries_[0];
+    auto got = read_at(fd_, entries_.get(), bytes,
+                       page_size_.pages(part.start.value) * sizeof entries_[0]);
+    if (!got) {
+      got.error().what = "reading pagemap";
+      got.error().path = process_.path("pagemap");
+      return std::unexpected(std::move(got.error()));
+    }
+    if (*got != bytes) {
+      // The kernel answers 0 bytes once the address space is gone (exit, exec).
+      return std::unexpected(Error{.code = recorded_ ? Errc::malformed : Errc::process_changed,
+                                   .what = "reading pagemap",
+                                   .path = process_.path("pagemap"),
+                                   .address = part.start.value});
+    }
+    if (leaf_shift) decode_runs(part.start, 0, count, *leaf_shift);
+    else decode_blocks(part);
+    range.start = part.end;
+  }
+  return {};
+}
+
+/// Entries of a range whose leaf sizes are not known. A block the size of a PMD leaf that
+/// is not all present with consecutive, congruent frames is made of base pages for certain;
+/// only where it might be one leaf is the kernel asked.
+void PagemapReader::decode_blocks(VaRange range) {
+  const std::size_t total = page_size_.pages(range.bytes());
+  std::size_t pending = 0;  // base pages from here to `at`
+  for (std::size_t at = 0; at < total && open_;) {
+    const VirtAddr va = range.start + (at << page_size_.shift());
+    const VirtAddr block_end = pmd_size_.floor(va) + pmd_size_.bytes();
+    const std::size_t count = page_size_.pages(std::min(block_end, range.end) - va);
+    if (is_candidate(va, at, count)) {
+      decode_runs(range.start + (pending << page_size_.shift()), pending, at - pending,
+                  page_size_.shift());
+      std::size_t next = at + count;
+      while (next < total) {
+        const std::size_t more = std::min<std::size_t>(total - next, page_size_.pages(pmd_size_.bytes()));
+        if (!is_candidate(range.start + (next << page_size_.shift()), next, more)) break;
+        next += more;
+      }
+      decode_candidates({va, range.start + (next << page_size_.shift())}, at);
+      pending = next;
+      at = next;
+    } else {
+      at += count;
+    }
+  }
+  decode_runs(range.start + (pending << page_size_.shift()), pending, total - pending,
+              page_size_.shift());
+}
+
+/// Whether these pages can be (a part of) one PMD leaf. Bit 56 may differ within a leaf.
+bool PagemapReader::is_candidate(VirtAddr va, std::size_t first, std::size_t count) const {
+  const std::uint64_t* const e = entries_.get() + first;
+  if (!pagemap::present(e[0]) || !fits_leaf(va, e[0], pmd_size_)) return false;
+  const std::uint64_t step = pagemap::pfn(e[0]).value != 0 || proven_ ? 1 : 0;
+  const std::uint64_t base = e[0] & ~pagemap::bit_exclusive;
+  if ((e[count - 1] & ~pagemap::bit_exclusive) != base + step * (count - 1)) return false;
+  for (std::size_t i = 1; i < count; ++i) {
+    if ((e[i] & ~pagemap::bit_exclusive) != base + step * i) return false;
+  }
+  return true;
+}
+
+/// Frame and address lie equally far into a leaf of this size.
+bool PagemapReader::fits_leaf(VirtAddr va, std::uint64_t entry, PageSize leaf) const {
+  const std::uint64_t frame = pagemap::pfn(entry).value;
+  if (frame == 0 && !proven_) return true;  // hidden: nothing speaks against it
+  return ((frame ^ page_size_.pages(va.value)) & (page_size_.pages(leaf.bytes()) - 1)) == 0;
+}
+
+void PagemapReader::decode_candidates(VaRange range, std::size_t first) {
+  while (open_ && !range.empty()) {
+    Region found[16];
+    const auto scanned = can_scan_ ? scan(range, 0, found) : std::nullopt;
+    if (!scanned) {
+      decode_runs(range.start, first, page_size_.pages(range.bytes()), 0);
+      return;
+    }
+    VirtAddr at = range.start;
+    const auto decode_up_to = [&](VirtAddr end, unsigned leaf_shift) {
+      const std::size_t count = page_size_.pages(end - at);
+      decode_runs(at, first, count, leaf_shift);
+      first += count;
+      at = end;
+    };
+    for (const Region& region : std::span<const Region>(found, scanned->regions)) {
+      decode_up_to({region.start}, 0);  // went away since it was read
+      if ((region.categories & page_is_huge) == 0) {
+        decode_up_to({region.end}, page_size_.shift());
+        continue;
+      }
+      while (at < VirtAddr{region.end} && open_) {
+        const PageSize leaf = huge_leaf(at);
+        const VirtAddr leaf_end = std::min(leaf.floor(at) + leaf.bytes(), VirtAddr{region.end});
+        const std::size_t count = page_size_.pages(leaf_end - at);
+        if (every_page_) {
+          decode_up_to(leaf_end, leaf.shift());
+        } else {
+          emit_leaf({at, leaf_end}, entries_[first], leaf);
+          first += count;
+          at = leaf_end;
+        }
+        huge_ += count;
+      }
+    }
+    decode_up_to(scanned->end, 0);
+    range.start = scanned->end;
+  }
+}
+
+/// Entries [first, first + count) as runs, the first of them at `va`.
+void PagemapReader::decode_runs(VirtAddr va, std::size_t first, std::size_t count, unsigned leaf_shift) {
+  const std::uint64_t* const entries = entries_.get() + first;
+  for (std::size_t i = 0; i < count && open_;) {
+    const std::uint64_t entry = entries[i];
+    const pagemap::Decoded d = pagemap::decode(entry, proven_);
+    Extent run{.va = va + (i << page_size_.shift()), .state = d.state, .reason = d.reason};
+    const bool resident = d.state == PageState::resident;
+    if (resident) run.pfn = {d.value};
+    else run.swap_offset = d.value;
+    run.swap_type = d.swap_type;
+    // An empty entry may still hold bit 55: newly made VMAs count as soft-dirty.
+    if (d.state != PageState::absent) run.bits = d.bits;
+    if (resident || d.state == PageState::hidden) run.leaf_shift = static_cast<std::uint8_t>(leaf_shift);
+
+    // Entries that go on: the number field counts up and nothing else changes. It must not
+    // overflow into the flags (a recorded file can hold anything).
+    const std::uint64_t number_step = step_of(run);
+    const std::uint64_t step = resident ? number_step : number_step << 5;
+    const std::uint64_t room = step == 0 ? count : ((pagemap::pfn_mask - (entry & pagemap::pfn_mask)) / step) + 1;
+    const std::size_t limit = i + std::min<std::uint64_t>(count - i, room);
+    std::size_t j = i + 1;
+    for (std::uint64_t expected = entry + step; j < limit && entries[j] == expected; ++j) expected += step;
+    run.bytes = (j - i) << page_size_.shift();
+    if (d.state != PageState::absent) populated_ += j - i;
+    emit(run);
+    i = j;
+  }
+}
+
+/// One leaf, or the part of one in `piece`, of which one entry was read.
+void PagemapReader::emit_leaf(VaRange piece, std::uint64_t entry, PageSize leaf) {
+  const pagemap::Decoded d = pagemap::decode(entry, proven_);
+  Extent run{.va = piece.start, .bytes = piece.bytes(), .pfn = {d.value}, .state = d.state, .bits = d.bits};
+  run.leaf_shift = static_cast<std::uint8_t>(leaf.shift());
+  // hugetlb pages are mapped as a whole: there bit 56 is one for all (pagemap_hugetlb_range()).
+  const bool hugetlb = leaf_size_ == leaf && leaf_is_hugetlb_;
+  if (!hugetlb && piece.bytes() > page_size_.bytes()) run.bits |= page_bit::leaf_sampled;
+  populated_ += page_size_.pages(piece.bytes());
+  emit(run);
+}
+
+void PagemapReader::emit_absent(VaRange range) {
+  if (!range.empty()) emit({.va = range.start, .bytes = range.bytes(), .state = PageState::absent});
+}
+
+/// A range that a scan found to be mapped by huge leaves: one entry for each.
+Result<void> PagemapReader::read_leaves(VaRange range) {
+  while (open_ && !range.empty()) {
+    const PageSize leaf = huge_leaf(range.start);
+    if (every_page_ || leaf.bytes() < pmd_size_.bytes()) {
+      const VirtAddr end = std::min(range.end, std::max(leaf_range_.end, range.start + leaf.bytes()));
+      if (auto read = read_outright({range.start, end}, leaf.shift()); !read) return read;
+      range.start = end;
+      continue;
+    }
+    const VaRange piece{range.start, std::min(range.end, leaf.floor(range.start) + leaf.bytes())};
+    std::uint64_t entry = 0;
+    auto got = read_at(fd_, &entry, sizeof entry, page_size_.pages(piece.start.value) * sizeof entry);
+    const bool whole = got && *got == sizeof entry;
+    if (whole && pagemap::present(entry) && fits_leaf(piece.start, entry, leaf)) {
+      emit_leaf(piece, entry, leaf);
+    } else if (auto read = read_outright(piece, std::nullopt); !read) {
+      return read;  // split, moved or gone since the scan: read as it is now
+    }
+    range.start = piece.end;
+  }
+  return {};
+}
+
+/// Everything populated in `range`, as regions in order. Empty: no such ioctl, do without.
+std::optional<PagemapReader::Scan> PagemapReader::scan(VaRange range, std::uint64_t max_pages,
+                                                       std::span<Region> regions) {
+  ScanArgument argument{};
+  argument.size = sizeof argument;
+  argument.start = range.start.value;
+  argument.end = range.end.value;
+  argument.vec = reinterpret_cast<std::uintptr_t>(regions.data());
+  argument.vec_len = regions.size();
+  argument.max_pages = max_pages;
+  argument.category_anyof_mask = page_is_present | page_is_swapped;
+  argument.return_mask = page_is_present | page_is_swapped | page_is_huge;
+  const int found = ioctl(fd_.get(), pagemap_scan, &argument);
+  if (found < 0 || argument.walk_end <= range.start.value || argument.walk_end > range.end.value) {
+    can_scan_ = false;
+    return {};
+  }
+  return Scan{static_cast<std::size_t>(found), {argument.walk_end}};
+}
+
+/// The next stretch of a recorded file that is not a hole, as the one region of a scan.
+std::optional<PagemapReader::Scan> PagemapReader::next_data(VaRange range) {
+  const auto position = [&](VirtAddr va) { return static_cast<off_t>(page_size_.pages(va.value) * 8); };
+  const auto address = [&](off_t offset) {
+    return VirtAddr{static_cast<std::uint64_t>(offset) / 8 << page_size_.shift()};
+  };
+  const off_t data = lseek(fd_.get(), position(range.start), SEEK_DATA);
+  if (data < 0) {
+    // No more data: all holes, if the file reaches that far. Let a read tell.
+    const off_t size = lseek(fd_.get(), 0, SEEK_END);
+    if (errno == ENXIO && size >= position(range.end)) return Scan{0, range.end};
+    seeks_holes_ = can_scan_ = false;
+    return {};
+  }
+  const VirtAddr start = std::max(range.start, address(data));
+  if (start >= range.end) return Scan{0, range.end};
+  const off_t hole = lseek(fd_.get(), data, SEEK_HOLE);
+  const VirtAddr end = hole < 0 ? range.end : std::min(range.end, address(hole + 7));
+  if (end <= start) {
+    seeks_holes_ = can_scan_ = false;
+    return {};
+  }
+  regions_[0] = {start.value, end.value, page_is_present};
+  return Scan{1, end};
+}
+
+/// The size of the huge leaf at `va`: the VMA's own page size for hugetlb, else a PMD.
+PageSize PagemapReader::huge_leaf(VirtAddr va) {
+  if (leaf_range_.contains(va)) return leaf_size_;
+  Vma vma;
+  std::optional<PageSize> size;
+  if (query_vma(process_, va, vma, size) == VmaQuery::found) {
+    leaf_range_ = vma.range;
+  } else {
+    SmapsReader smaps{process_};
+    const auto entry = smaps.find(va);
+    leaf_range_ = {pmd_size_.floor(va), pmd_size_.floor(va) + pmd_size_.bytes()};
+    if (entry && *entry) {
+      leaf_range_ = (*entry)->range;
+      size = (*entry)->kernel_page_size;
+    }
+  }
+  leaf_is_hugetlb_ = size && size->bytes() > page_size_.bytes();
+  leaf_size_ = leaf_is_hugetlb_ ? *size : pmd_size_;
+  return leaf_size_;
+}
+
+}  // namespace vmem

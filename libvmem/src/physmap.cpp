@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: MIT
+#include "vmem/physmap.hpp"
+
+#include <algorithm>
+#include <charconv>
+#include <utility>
+
+#include "errors.hpp"
+#include "line_chunks.hpp"
+
+namespace vmem {
+namespace {
+
+template <class Number>
+bool take_number(std::string_view& text, Number& value, int base) {
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value, base);
+  text.remove_prefix(static_cast<std::size_t>(end - text.data()));
+  return error == std::errc{};
+}
+
+bool take(std::string_view& text, std::string_view wanted) {
+  if (!text.starts_with(wanted)) return false;
+  text.remove_prefix(wanted.size());
+  return true;
+}
+
+/// "0x…" as sysfs prints it.
+std::optional<std::uint64_t> take_0x(std::string_view& text) {
+  while (text.starts_with(' ')) text.remove_prefix(1);
+  std::uint64_t value = 0;
+  if (!take(text, "0x") || !take_number(text, value, 16)) return {};
+  return value;
+}
+
+/// The number behind `prefix` in a name such as "memory12"; empty for any other name.
+std::optional<unsigned> number_after(std::string_view name, std::string_view prefix) {
+  unsigned value = 0;
+  if (!take(name, prefix) || !take_number(name, value, 10) || !name.empty()) return {};
+  return value;
+}
+
+std::optional<std::uint64_t> read_0x(const SysRoot& root, const std::string& path) {
+  const auto text = root.read_file(path.c_str(), 4096);
+  if (!text) return {};
+  std::string_view rest = *text;
+  return take_0x(rest);
+}
+
+}  // namespace
+
+Result<Iomem> Iomem::read(const SysRoot& root) {
+  auto text = root.read_file("proc/iomem", 16 << 20);
+  if (!text) return std::unexpected(std::move(text.error()));
+  return parse(*text);
+}
+
+Result<Iomem> Iomem::parse(std::string_view text) {
+  Iomem iomem;
+  bool any_address = false;
+  const std::size_t total = text.size();
+  while (!text.empty()) {
+    const std::size_t offset = total - text.size();
+    std::string_view line = take_line(text);
+    const auto malformed = [&] {
+      return std::unexpected(Error{
+          .code = Errc::malformed, .what = "parsing", .path = "/proc/iomem", .address = offset});
+    };
+    IomemRegion region;
+    const std::size_t indent = std::min(line.find_first_not_of(' '), line.size());
+    region.depth = static_cast<unsigned>(indent / 2);
+    line.remove_prefix(indent);
+    std::uint64_t last = 0;
+    if (!take_number(line, region.range.start.value, 16) || !take(line, "-") ||
+        !take_number(line, last, 16) || !take(line, " : ") || last < region.range.start.value) {
+      return malformed();
+    }
+    // Inclusive, and the last byte of all cannot be expressed half-open: it is left out.
+    region.range.end.value = last == UINT64_MAX ? last : last + 1;
+    region.name = line;
+    any_address = any_address || last != 0;
+    iomem.regions_.push_back(std::move(region));
+  }
+  if (!any_address) {
+    return std::unexpected(Error{.code = Errc::permission,
+                                 .what = "reading (every address is shown as zero)",
+                                 .path = "/proc/iomem",
+                                 .hint = "physical regions are shown with CAP_SYS_ADMIN alone"});
+  }
+  return iomem;
+}
+
+const IomemRegion* Iomem::find(PhysAddr address) const {
+  // Children follow their parents, so the last one that fits is the innermost.
+  const IomemRegion* found = nullptr;
+  for (const IomemRegion& region : regions_) {
+    if (region.range.contains(address) && (found == nullptr || region.depth >= found->depth)) {
+      found = &region;
+    }
+  }
+  return found;
+}
+
+Result<NumaMap> NumaMap::read(const SysRoot& root) {
+  auto names = root.list("sys/devices/system/node");
+  if (!names) return std::unexpected(std::move(names.error()));
+  NumaMap map;
+  std::vector<unsigned> nodes;
+  for (const std::string& name : *names) {
+    if (const auto node = number_after(name, "node")) nodes.push_back(*node);
+  }
+  if (nodes.empty()) return fail(Errc::not_found, "NUMA nodes", "/sys/devices/system/node");
+
+  std::uint64_t block_size = 0;
+  if (const auto text = root.read_file("sys/devices/system/memory/block_size_bytes", 4096)) {
+    std::string_view rest = *text;
+    if (!take_number(rest, block_size, 16)) block_size = 0;
+  }
+  for (const unsigned node : nodes) {
+    const auto blocks = root.list(("sys/devices/system/node/node" + std::to_string(node)).c_str());
+    if (!blocks) continue;
+    for (const std::string& name : *blocks) {
+      const auto block = number_after(name, "memory");
+      if (!block || block_size == 0 || *block > UINT64_MAX / block_size - 1) continue;
+      map.spans_.push_back({{{*block * block_size}, {(*block + std::uint64_t{1}) * block_size}}, node});
+    }
+  }
+  // Kernels without memory hotplug list no blocks; with one node there is no doubt.
+  if (map.spans_.empty() && nodes.size() == 1) map.only_node_ = nodes[0];
+  std::ranges::sort(map.spans_, {}, [](const Span& span) { return span.range.start; });
+  std::vector<Span> merged;
+  for (const Span& span : map.spans_) {
+    if (!merged.empty() && merged.back().node == span.node && merged.back().range.end >= span.range.start) {
+      merged.back().range.end = std::max(merged.back().range.end, span.range.end);
+    } else {
+      merged.push_back(span);
+    }
+  }
+  map.spans_ = std::move(merged);
+  return map;
+}
+
+std::optional<unsigned> NumaMap::node(PhysAddr address) const {
+  if (only_node_) return only_node_;
+  const auto after = std::ranges::upper_bound(spans_, address, {}, [](const Span& s) { return s.range.start; });
+  if (after == spans_.begin() || !std::prev(after)->range.contains(address)) return {};
+  return std::prev(after)->node;
+}
+
+PhysAddr NumaMap::run_end(PhysAddr address) const {
+  const auto after = std::ranges::upper_bound(spans_, address, {}, [](const Span& s) { return s.range.start; });
+  if (after != spans_.begin() && std::prev(after)->range.contains(address)) {
+    return std::prev(after)->range.end;
+  }
+  return after == spans_.end() ? PhysAddr{UINT64_MAX} : after->range.start;
+}
+
+Result<std::vector<PciBar>> read_pci_bars(const SysRoot& root) {
+  auto devices = root.list("sys/bus/pci/devices");
+  if (!devices) return std::unexpected(std::move(devices.error()));
+  std::ranges::sort(*devices);
+  std::vector<PciBar> bars;
+  for (const std::string& device : *devices) {
+    const std::string path = "sys/bus/pci/devices/" + device + "/resource";
+    const auto text = root.read_file(path.c_str(), 1 << 16);
+    if (!text) continue;  // unplugged meanwhile
+    unsigned index = 0;
+    for (std::string_view rest = *text; !rest.empty(); ++index) {
+      std::string_view line = take_line(rest);
+      const auto start = take_0x(line);
+      const auto last = take_0x(line);
+      const auto flags = take_0x(line);
+      if (!start || !last || !flags) return fail(Errc::malformed, "parsing", "/" + path);
+      // An unassigned BAR has no flags, or keeps its size at address 0 with
+      // IORESOURCE_UNSET set.
+      constexpr std::uint64_t unset = 0x20000000;
+      if (*flags == 0 || (*flags & unset) != 0 || *last < *start || *last == UINT64_MAX) continue;
+      bars.push_back({device, index, {{*start}, {*last + 1}}, *flags});
+    }
+  }
+  return bars;
+}
+
+Result<std::vector<UioMap>> read_uio_maps(const SysRoot& root) {
+  auto devices = root.list("sys/class/uio");
+  if (!devices) return std::unexpected(std::move(devices.error()));
+  std::vector<UioMap> maps;
+  for (const std::string& device : *devices) {
+    const auto number = number_after(device, "uio");
+    if (!number) continue;
+    const std::string directory = "sys/class/uio/" + device + "/maps";
+    const auto entries = root.list(directory.c_str());
+    if (!entries) continue;  // a device without maps
+    for (const std::string& entry : *entries) {
+      const auto index = number_after(entry, "map");
+      if (!index) continue;
+      const std::string path = directory + "/" + entry + "/";
+      const auto address = read_0x(root, path + "addr");
+      const auto size = read_0x(root, path + "size");
+      if (!address || !size || *size > UINT64_MAX - *address) {
+        return fail(Errc::malformed, "reading UIO map", "/" + path);
+      }
+      UioMap map{.device = *number, .index = *index, .name = {}, .range = {{*address}, {*address + *size}}};
+      map.offset = read_0x(root, path + "offset").value_or(0);
+      if (const auto name = root.read_file((path + "name").c_str(), 4096)) {
+        map.name = name->substr(0, name->find('\n'));
+      }
+      maps.push_back(std::move(map));
+    }
+  }
+  std::ranges::sort(maps, [](const UioMap& a, const UioMap& b) {
+    return std::pair(a.device, a.index) < std::pair(b.device, b.index);
+  });
+  return maps;
+}
+
+}  // namespace vmem

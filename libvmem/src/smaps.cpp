@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: MIT
+#include <charconv>
+#include <utility>
+
+#include "line_chunks.hpp"
+#include "vmem/maps.hpp"
+
+namespace vmem {
+
+bool VmFlags::has(std::string_view code) const {
+  for (std::string_view rest = codes_; rest.size() >= code.size();) {
+    const std::size_t space = rest.find(' ');
+    if (rest.substr(0, space) == code) return true;
+    if (space == std::string_view::npos) break;
+    rest.remove_prefix(space + 1);
+  }
+  return false;
+}
+
+struct SmapsReader::State {
+  const Process* process;
+  std::optional<LineChunks> chunks;
+  std::string_view rest;
+  std::optional<SmapsEntry> current;  ///< complete
+  std::optional<SmapsEntry> next;     ///< its header has been read, its fields not yet
+  bool at_end = false;
+  Vma line;
+
+  Result<void> restart() {
+    auto fd = process->open_file("smaps");
+    if (!fd) return std::unexpected(std::move(fd.error()));
+    chunks.emplace(std::move(*fd), process->path("smaps"));
+    rest = {};
+    current.reset();
+    next.reset();
+    at_end = false;
+    return {};
+  }
+
+  /// Makes the following entry `current`, or empties it at the end.
+  Result<void> advance() {
+    current.reset();
+    while (!at_end) {
+      if (rest.empty()) {
+        auto chunk = chunks->next();
+        if (!chunk) return std::unexpected(std::move(chunk.error()));
+        rest = *chunk;
+        if (rest.empty()) {
+          at_end = true;
+          break;
+        }
+      }
+      const std::string_view text = take_line(rest);
+      // Headers begin with a lower-case hex digit, fields with a capital letter.
+      if (!text.empty() && text[0] >= 'A' && text[0] <= 'Z') {
+        if (next) read_field(text);
+        continue;
+      }
+      if (!parse_maps_line(text, line)) {
+        return fail(Errc::malformed, "parsing smaps", chunks->path());
+      }
+      current = std::exchange(next, SmapsEntry{.range = line.range, .flags = {}, .kernel_page_size = {}});
+      if (current) return {};
+    }
+    current = std::exchange(next, std::nullopt);
+    return {};
+  }
+
+  void read_field(std::string_view text) {
+    constexpr std::string_view vm_flags = "VmFlags:";
+    constexpr std::string_view page_size = "KernelPageSize:";
+    if (text.starts_with(vm_flags)) {
+      text.remove_prefix(vm_flags.size());
+      while (text.starts_with(' ')) text.remove_prefix(1);
+      while (text.ends_with(' ')) text.remove_suffix(1);
+      next->flags.emplace(text);
+    } else if (text.starts_with(page_size)) {
+      text.remove_prefix(page_size.size());
+      while (text.starts_with(' ')) text.remove_prefix(1);
+      std::uint64_t kib = 0;
+      const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), kib);
+      if (error == std::errc{} && kib <= (std::uint64_t{1} << 40) && PageSize::valid(kib * 1024)) {
+        next->kernel_page_size = PageSize{kib * 1024};
+      }
+    }
+  }
+};
+
+SmapsReader::SmapsReader(const Process& process) : state_(std::make_unique<State>()) {
+  state_->process = &process;
+}
+SmapsReader::SmapsReader(SmapsReader&&) noexcept = default;
+SmapsReader& SmapsReader::operator=(SmapsReader&&) noexcept = default;
+SmapsReader::~SmapsReader() = default;
+
+Result<std::optional<SmapsEntry>> SmapsReader::find(VirtAddr address) {
+  State& s = *state_;
+  if (!s.chunks || !s.current || address < s.current->range.start) {
+    if (auto restarted = s.restart(); !restarted) {
+      return std::unexpected(std::move(restarted.error()));
+    }
+    if (auto first = s.advance(); !first) return std::unexpected(std::move(first.error()));
+  }
+  while (s.current && s.current->range.end <= address) {
+    if (auto next = s.advance(); !next) return std::unexpected(std::move(next.error()));
+  }
+  if (s.current && s.current->range.contains(address)) return s.current;
+  return std::nullopt;
+}
+
+}  // namespace vmem

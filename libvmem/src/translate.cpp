@@ -1,0 +1,459 @@
+// SPDX-License-Identifier: MIT
+/// Joins VMAs and page facts. VMAs are streamed, a read of maps at a time (some 50 lines);
+/// neighbours are read as one span; extents are cut at the VMAs' borders and held back
+/// until the VMAs have been read again and proved the same.
+#include <algorithm>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "errors.hpp"
+#include "extent_builder.hpp"
+#include "vma_query.hpp"
+#include "vmem/pages.hpp"
+
+namespace vmem {
+namespace {
+
+/// Reading on through an unmapped gap this small costs less than another walk.
+constexpr std::uint64_t bridged_pages = 128;
+/// Extents held back at most. They cost some 20 ns each to read, so checking their VMAs
+/// once in so many is cheap.
+constexpr std::size_t held_back = 8192;
+constexpr int attempts = 3;
+
+/// The gate page: part of no address space (arch/x86/entry/vsyscall/vsyscall_64.c).
+bool is_gate(const Vma& vma) { return vma.path == "[vsyscall]"; }
+
+/// The lowest VMA that ends above `address`.
+Result<std::optional<Vma>> vma_from(const Process& process, VirtAddr address) {
+  Vma vma;
+  std::optional<PageSize> size;
+  switch (query_vma(process, address, vma, size, true)) {
+    case VmaQuery::found: return vma;
+    case VmaQuery::none: return std::nullopt;
+    case VmaQuery::failed: break;
+  }
+  auto reader = VmaReader::open(process);
+  if (!reader) return std::unexpected(std::move(reader.error()));
+  for (;;) {
+    auto more = reader->next(vma);
+    if (!more) return std::unexpected(std::move(more.error()));
+    if (!*more) return std::nullopt;
+    if (vma.range.end > address) return vma;
+  }
+}
+
+/// What one VMA adds to what its pages said: blindness and the size of hugetlb leaves.
+class Finisher {
+ public:
+  Finisher(const Process& process, VmaInspector& inspector)
+      : page_size_(process.root().page_size()), inspector_(inspector) {}
+
+  /// `asked`: the part of the VMA that was walked.
+  void finish(const Vma& vma, VaRange asked, Extent& extent) {
+    if (extent.state == PageState::absent) {
+      // A VM_PFNMAP mapping shows nothing at all; one page shown proves sight.
+      if (extent.va != asked.start || extent.end() != asked.end) return;
+      const auto unseen = [&](Reason reason) {
+        extent.state = PageState::unseen;
+        extent.reason = reason;
+      };
+      switch (inspector_.blindness(vma)) {
+        case VmaInspector::Blindness::sighted: break;
+        case VmaInspector::Blindness::pfnmap: unseen(Reason::pfnmap); break;
+        case VmaInspector::Blindness::gate: unseen(Reason::gate_vma); break;
+        case VmaInspector::Blindness::unproven: unseen(Reason::maybe_pfnmap); break;
+      }
+    } else if (extent.state == PageState::resident || extent.state == PageState::hidden) {
+      if (const auto size = inspector_.hugetlb_page_size(vma)) {
+        extent.leaf_shift = static_cast<std::uint8_t>(size->shift());
+      }
+    }
+  }
+
+ private:
+  PageSize page_size_;
+  VmaInspector& inspector_;
+};
+
+class Walk {
+ public:
+  Walk(const Process& process, Translator& translator, VmaInspector& inspector, VaRange range,
+       bool report_gaps, const WalkOptions& options, VmaExtentSink sink)
+      : process_(process),
+        translator_(translator),
+        finisher_(process, inspector),
+        page_size_(process.root().page_size()),
+        range_(range),
+        report_gaps_(report_gaps),
+        live_(!process.root().recorded()),
+        options_(options),
+        sink_(sink),
+        cursor_(range.start) {}
+
+  Result<void> run() {
+    auto reader = VmaReader::open(process_);
+    if (!reader) return std::unexpected(std::move(reader.error()));
+    if (live_) {
+      auto check = VmaReader::open(process_);
+      if (!check) return std::unexpected(std::move(check.error()));
+      check_.emplace(std::move(*check));
+    }
+    for (bool more = true; more && open_;) {
+      auto got = read_batch(*reader);
+      if (!got) return std::unexpected(std::move(got.error()));
+      more = *got;
+      if (auto walked = walk_batch(); !walked) return walked;
+      if (auto settled = settle(true); !settled) return settled;
+    }
+    if (!open_) return {};
+    // An address space that went away reads as the end of maps, too.
+    if (auto intact = check_address_space(); !intact) return intact;
+    if (report_gaps_) emit_gap(range_.end);
+    return {};
+  }
+
+ private:
+  struct Held {
+    std::size_t vma;  ///< index into batch_
+    Extent extent;
+  };
+
+  /// Fills the batch with what one read of maps gave, of the VMAs that touch the range.
+  Result<bool> read_batch(VmaReader& reader) {
+    batch_size_ = 0;
+    do {
+      if (batch_.size() == batch_size_) batch_.emplace_back();
+      Vma& vma = batch_[batch_size_];
+      auto more = reader.next(vma);
+      if (!more || !*more) return more;
+      if (!any_page_ && !is_gate(vma)) any_page_ = vma.range.start;
+      if (vma.range.start >= range_.end) return false;
+      if (vma.range.end > range_.start) ++batch_size_;
+    } while (reader.buffered());
+    return true;
+  }
+
+  VaRange asked(const Vma& vma) const { return intersect(vma.range, range_); }
+
+  Result<void> walk_batch() {
+    for (std::size_t first = 0; first < batch_size_ && open_;) {
+      VaRange span = asked(batch_[first]);
+      std::size_t last = first + 1;
+      if (is_gate(batch_[first])) {
+        if (auto held = hold(first, {.va = span.start,
+                                     .bytes = span.bytes(),
+                                     .state = PageState::unseen,
+                                     .reason = Reason::gate_vma});
+            !held) {
+          return held;
+        }
+      } else {
+        while (last < batch_size_ && !is_gate(batch_[last]) &&
+               batch_[last].range.start - span.end <= bridged_pages * page_size_.bytes()) {
+          span.end = asked(batch_[last++]).end;
+        }
+        if (auto walked = walk_span(span, first); !walked) return walked;
+      }
+      first = last;
+    }
+    return {};
+  }
+
+  /// Walks neighbours as one, and cuts what comes at their borders.
+  Result<void> walk_span(VaRange span, std::size_t vma) {
+    Result<void> result;
+    auto walked = translator_.walk(span, options_, [&](Extent extent) {
+      while (extent.bytes != 0) {
+        while (asked(batch_[vma]).end <= extent.va) {
+          if (++vma == batch_size_) return true;
+        }
+        const VaRange part = asked(batch_[vma]);
+        if (extent.va < part.start) {
+          cut_front(extent, std::min(extent.bytes, part.start - extent.va), page_size_);
+          continue;
+        }
+        const std::uint64_t bytes = std::min(extent.bytes, part.end - extent.va);
+        result = hold(vma, cut_front(extent, bytes, page_size_));
+        if (!result || !open_) return false;
+      }
+      return true;
+    });
+    if (!result) return result;
+    return walked;
+  }
+
+  Result<void> hold(std::size_t vma, const Extent& extent) {
+    held_.push_back({vma, extent});
+    return held_.size() < held_back ? Result<void>{} : settle(false);
+  }
+
+  /// Emits what is held, where its VMA is still what it was. At the end of a batch the
+  /// second stream of maps tells (its read comes after the pages were read); in the middle
+  /// of one a question to the kernel does.
+  Result<void> settle(bool end_of_batch) {
+    for (std::size_t i = 0; i < held_.size() && open_;) {
+      std::size_t j = i + 1;
+      while (j < held_.size() && held_[j].vma == held_[i].vma) ++j;
+      const Vma& vma = batch_[held_[i].vma];
+      auto same = end_of_batch ? unchanged_in_stream(vma) : unchanged(vma);
+      if (!same) return std::unexpected(std::move(same.error()));
+      if (*same) {
+        for (; i < j && open_; ++i) emit(vma, held_[i].extent);
+      } else {
+        // The VMA stays in batch_, so the buffer may be used again meanwhile.
+        const VaRange range{held_[i].extent.va, held_[j - 1].extent.end()};
+        if (auto read = read_again(range); !read) return read;
+      }
+      i = j;
+    }
+    held_.clear();
+    return {};
+  }
+
+  Result<bool> unchanged_in_stream(const Vma& vma) {
+    if (!live_) return true;
+    while (check_more_ && (!checked_ || checked_->range.end <= vma.range.start)) {
+      if (!checked_) checked_.emplace();
+      auto more = check_->next(*checked_);
+      if (!more) return more;
+      check_more_ = *more;
+    }
+    return check_more_ && *checked_ == vma;
+  }
+
+  Result<bool> unchanged(const Vma& vma) {
+    if (!live_) return true;
+    auto now = find_vma(process_, vma.range.start);
+    if (!now) return std::unexpected(std::move(now.error()));
+    return *now == vma;
+  }
+
+  /// Reads a range whose VMA moved: VMA by VMA as they are now, a bounded number of times.
+  Result<void> read_again(VaRange range) {
+    int left = attempts;
+    while (!range.empty() && open_) {
+      auto vma = vma_from(process_, range.start);
+      if (!vma) return std::unexpected(std::move(vma.error()));
+      if (!*vma || (*vma)->range.start >= range.end) break;  // nothing there any more
+      const VaRange part = intersect((*vma)->range, range);
+      VirtAddr done = part.start;
+      std::vector<Extent> got;
+      Result<void> failed;
+      bool moved = false;
+      const auto flush = [&] {
+        auto same = unchanged(**vma);
+        if (!same) failed = std::unexpected(std::move(same.error()));
+        moved = same && !*same;
+        if (!failed || moved) return false;
+        for (const Extent& extent : got) {
+          if (open_) emit(**vma, extent);
+          done = extent.end();
+        }
+        got.clear();
+        return open_;
+      };
+      auto walked = translator_.walk(part, options_, [&](const Extent& extent) {
+        got.push_back(extent);
+        return got.size() < held_back || flush();
+      });
+      if (!walked) return walked;
+      if (!moved && failed && open_) flush();
+      if (!failed || !open_) return failed;
+      if (moved && --left > 0) {
+        range.start = done;
+        continue;
+      }
+      if (moved) {
+        emit(**vma, {.va = done,
+                     .bytes = part.end - done,
+                     .state = PageState::changed,
+                     .reason = Reason::vma_changed});
+        left = 1;  // it does not keep still: one try for each of the rest
+      }
+      range.start = part.end;
+    }
+    return {};
+  }
+
+  void emit(const Vma& vma, Extent extent) {
+    if (report_gaps_) emit_gap(extent.va);
+    if (!open_) return;
+    finisher_.finish(vma, asked(vma), extent);
+    extent.backend = translator_.backend();
+    cursor_ = extent.end();
+    open_ = sink_(&vma, extent);
+  }
+
+  void emit_gap(VirtAddr end) {
+    if (cursor_ >= end || !open_) return;
+    open_ = sink_(nullptr, {.va = cursor_,
+                            .bytes = end - cursor_,
+                            .state = PageState::unmapped,
+                            .backend = translator_.backend()});
+    cursor_ = end;
+  }
+
+  /// Whether the translator still reads the address space that maps showed: every page of
+  /// a live one can be read, mapped or not.
+  Result<void> check_address_space() {
+    if (!live_) return {};
+    if (any_page_) {
+      const VaRange page{*any_page_, *any_page_ + page_size_.bytes()};
+      return translator_.walk(page, {}, [](const Extent&) { return true; });
+    }
+    if (auto alive = process_.check_alive(); !alive) return alive;
+    return fail(Errc::no_user_memory, "reading maps", process_.path("maps"));
+  }
+
+  const Process& process_;
+  Translator& translator_;
+  Finisher finisher_;
+  const PageSize page_size_;
+  const VaRange range_;
+  const bool report_gaps_;
+  const bool live_;
+  const WalkOptions& options_;
+  VmaExtentSink sink_;
+  VirtAddr cursor_;  ///< all below is emitted
+  bool open_ = true;
+  std::vector<Vma> batch_;  ///< kept at its largest: its strings are used again
+  std::size_t batch_size_ = 0;
+  std::vector<Held> held_;
+  std::optional<VirtAddr> any_page_;
+  std::optional<VmaReader> check_;
+  std::optional<Vma> checked_;  ///< the last of check_
+  bool check_more_ = true;
+};
+
+VaRange whole_pages(VaRange range, PageSize page_size) {
+  VirtAddr end = page_size.ceil(range.end);
+  if (end < range.end) end = page_size.floor({UINT64_MAX});
+  return {page_size.floor(range.start), end};
+}
+
+}  // namespace
+
+Result<void> translate(const Process& process, Translator& translator, VmaInspector& inspector,
+                       VaRange range, const WalkOptions& options, VmaExtentSink sink) {
+  if (range.empty()) {
+    return std::unexpected(Error{.code = Errc::invalid_argument,
+                                 .what = "translating an empty range",
+                                 .path = {},
+                                 .address = range.start.value});
+  }
+  return Walk{process, translator, inspector, whole_pages(range, process.root().page_size()), true,
+              options, sink}
+      .run();
+}
+
+Result<void> translate_all(const Process& process, Translator& translator, VmaInspector& inspector,
+                           const WalkOptions& options, VmaExtentSink sink) {
+  const VaRange all{{0}, process.root().page_size().floor({UINT64_MAX})};
+  return Walk{process, translator, inspector, all, false, options, sink}.run();
+}
+
+Result<Translation> translate(const Process& process, Translator& translator,
+                              VmaInspector& inspector, VirtAddr address) {
+  const PageSize page_size = process.root().page_size();
+  const VirtAddr page = page_size.floor(address);
+  Extent extent{.va = page, .bytes = page_size.bytes(), .backend = translator.backend()};
+  std::optional<Vma> vma;
+  for (int left = attempts; left > 0; --left) {
+    auto found = find_vma(process, page);
+    if (!found) return std::unexpected(std::move(found.error()));
+    vma = std::move(*found);
+    if (!vma) {
+      // The maps of a process that has just ended are empty: that is not "unmapped".
+      if (auto alive = process.check_alive(); !alive) return std::unexpected(std::move(alive.error()));
+      extent.state = PageState::unmapped;
+      return Translation{std::nullopt, extent};
+    }
+    if (is_gate(*vma)) {
+      extent.state = PageState::unseen;
+      extent.reason = Reason::gate_vma;
+      return Translation{std::move(vma), extent};
+    }
+    auto walked = translator.walk({page, page + page_size.bytes()}, {}, [&](const Extent& read) {
+      extent = read;
+      return true;
+    });
+    if (!walked) return std::unexpected(std::move(walked.error()));
+    extent.backend = translator.backend();
+    if (!process.root().recorded()) {
+      auto again = find_vma(process, page);
+      if (!again) return std::unexpected(std::move(again.error()));
+      if (*again != vma) continue;
+    }
+    Finisher{process, inspector}.finish(*vma, {page, page + page_size.bytes()}, extent);
+    return Translation{std::move(vma), extent};
+  }
+  extent = {.va = page,
+            .bytes = page_size.bytes(),
+            .state = PageState::changed,
+            .reason = Reason::vma_changed,
+            .backend = translator.backend()};
+  return Translation{std::move(vma), extent};
+}
+
+PfnAccess pfn_access(const Process& process, Translator& translator) {
+  const PfnAccess known = process.root().pfn_access();
+  if (known != PfnAccess::unknown) return known;
+  auto reader = VmaReader::open(process);
+  if (!reader) return PfnAccess::unknown;
+  PfnAccess access = PfnAccess::unknown;
+  Vma vma;
+  for (;;) {
+    const auto more = reader->next(vma);
+    if (!more || !*more || is_gate(vma)) return access;
+    const auto walked = translator.walk(vma.range, {}, [&](const Extent& extent) {
+      if (extent.state == PageState::hidden) access = PfnAccess::hidden;
+      if (extent.state == PageState::resident) access = PfnAccess::full;
+      return access == PfnAccess::unknown;
+    });
+    if (!walked || access != PfnAccess::unknown) return access;
+  }
+}
+
+std::string_view to_string(PageState state) {
+  switch (state) {
+    case PageState::resident: return "resident";
+    case PageState::absent: return "absent";
+    case PageState::swapped: return "swapped";
+    case PageState::guard: return "guard";
+    case PageState::special: return "special";
+    case PageState::hidden: return "hidden";
+    case PageState::unseen: return "unseen";
+    case PageState::unmapped: return "unmapped";
+    case PageState::changed: return "changed";
+  }
+  return "unknown";
+}
+
+std::string_view to_string(Backend backend) {
+  switch (backend) {
+    case Backend::pagemap: return "pagemap";
+    case Backend::bpf: return "bpf";
+    case Backend::kmod: return "kmod";
+  }
+  return "unknown";
+}
+
+std::string_view to_string(Reason reason) {
+  switch (reason) {
+    case Reason::none: return "";
+    case Reason::pfnmap: return "VM_PFNMAP mapping: pagemap shows nothing of it";
+    case Reason::maybe_pfnmap: return "may be VM_PFNMAP: its VmFlags cannot be read";
+    case Reason::gate_vma: return "the kernel's gate page, not VM_PFNMAP: outside the process's page tables";
+    case Reason::swap_fields_hidden: return "swap type and offset are hidden from this user";
+    case Reason::uffd_wp_marker: return "userfaultfd write-protect marker";
+    case Reason::poison_marker: return "poison marker";
+    case Reason::other_marker: return "page-table marker of an unknown kind";
+    case Reason::migration_or_device: return "migration, device-private or poison entry";
+    case Reason::vma_changed: return "the VMA was remapped while it was read";
+  }
+  return "";
+}
+
+}  // namespace vmem
