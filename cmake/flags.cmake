@@ -6,7 +6,8 @@ add_library(vmem-flags INTERFACE)
 target_compile_definitions(vmem-flags INTERFACE _FILE_OFFSET_BITS=64)
 target_compile_options(vmem-flags INTERFACE
   -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wcast-qual -Wformat=2 -Wundef
-  $<$<COMPILE_LANGUAGE:CXX>:-Wnon-virtual-dtor -Wold-style-cast -Woverloaded-virtual -Wextra-semi>
+  $<$<COMPILE_LANGUAGE:CXX>:-Wnon-virtual-dtor -Wold-style-cast -Woverloaded-virtual -Wextra-semi
+    -Wno-missing-field-initializers>  # members have default initializers
   -fstack-protector-strong)
 target_link_options(vmem-flags INTERFACE -Wl,-z,relro -Wl,-z,now -Wl,--as-needed)
 
