@@ -100,6 +100,16 @@ const IomemRegion* Iomem::find(PhysAddr address) const {
   return found;
 }
 
+PhysAddr Iomem::run_end(PhysAddr address) const {
+  PhysAddr end{UINT64_MAX};
+  for (const IomemRegion& region : regions_) {
+    for (const PhysAddr border : {region.range.start, region.range.end}) {
+      if (border > address && border < end) end = border;
+    }
+  }
+  return end;
+}
+
 Result<NumaMap> NumaMap::read(const SysRoot& root) {
   auto names = root.list("sys/devices/system/node");
   if (!names) return std::unexpected(std::move(names.error()));
@@ -124,8 +134,14 @@ Result<NumaMap> NumaMap::read(const SysRoot& root) {
       map.spans_.push_back({{{*block * block_size}, {(*block + std::uint64_t{1}) * block_size}}, node});
     }
   }
-  // Kernels without memory hotplug list no blocks; with one node there is no doubt.
-  if (map.spans_.empty() && nodes.size() == 1) map.only_node_ = nodes[0];
+  // Kernels without memory hotplug list no blocks; with one node all RAM is that node's.
+  if (map.spans_.empty() && nodes.size() == 1) {
+    auto iomem = Iomem::read(root);
+    if (!iomem) return std::unexpected(std::move(iomem.error()));
+    for (const IomemRegion& region : iomem->regions()) {
+      if (region.name == "System RAM") map.spans_.push_back({region.range, nodes[0]});
+    }
+  }
   std::ranges::sort(map.spans_, {}, [](const Span& span) { return span.range.start; });
   std::vector<Span> merged;
   for (const Span& span : map.spans_) {
@@ -140,7 +156,6 @@ Result<NumaMap> NumaMap::read(const SysRoot& root) {
 }
 
 std::optional<unsigned> NumaMap::node(PhysAddr address) const {
-  if (only_node_) return only_node_;
   const auto after = std::ranges::upper_bound(spans_, address, {}, [](const Span& s) { return s.range.start; });
   if (after == spans_.begin() || !std::prev(after)->range.contains(address)) return {};
   return std::prev(after)->node;

@@ -35,6 +35,9 @@ class VMEM_EXPORT Iomem {
   /// The innermost region that holds `address`; null if none does.
   const IomemRegion* find(PhysAddr address) const;
 
+  /// The end of the run of equal answers that holds `address`.
+  PhysAddr run_end(PhysAddr address) const;
+
  private:
   std::vector<IomemRegion> regions_;
 };
@@ -42,8 +45,8 @@ class VMEM_EXPORT Iomem {
 /// NUMA nodes of frames.
 class VMEM_EXPORT NumaMap {
  public:
-  /// From /sys/devices/system/node: its memory blocks, or all of memory where there is one
-  /// node. Errors: not_found where the system has no NUMA information.
+  /// From /sys/devices/system/node: its memory blocks; where there are none and one node
+  /// only, the System RAM of /proc/iomem. Errors: not_found where neither tells.
   static Result<NumaMap> read(const SysRoot& root);
 
   /// The node of the RAM at `address`; empty for what is not known to be RAM of a node.
@@ -59,7 +62,6 @@ class VMEM_EXPORT NumaMap {
     unsigned node;
   };
   std::vector<Span> spans_;  ///< ascending, disjoint, neighbours of one node merged
-  std::optional<unsigned> only_node_;
 };
 
 /// A PCI base address register (or expansion ROM), from sysfs `resource`, line `index`.

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: MIT
+/// The forms in which a user names addresses: see vtop(1), ADDRESSES.
+#pragma once
+
+#include <cstdint>
+#include <expected>
+#include <string>
+#include <string_view>
+
+#include "vmem/types.hpp"
+
+namespace vmem::tools {
+
+struct AddressExpression {
+  enum class Form : std::uint8_t {
+    address,      ///< 7f00…: start
+    range,        ///< START-END, START+LEN: start, end
+    name,         ///< [heap]: every mapping of that name
+    name_offset,  ///< [heap]+OFFSET: from the first mapping of that name
+    file_offset,  ///< FILE+OFFSET: where that byte of the file is mapped
+  };
+  Form form = Form::address;
+  VirtAddr start;
+  VirtAddr end;              ///< exclusive
+  std::string name;          ///< with its brackets; or the file, a path or basename
+  std::uint64_t offset = 0;  ///< bytes
+
+  friend bool operator==(const AddressExpression&, const AddressExpression&) = default;
+};
+
+/// The error is a reason in words, without the text itself.
+std::expected<AddressExpression, std::string> parse_address(std::string_view text);
+
+}  // namespace vmem::tools

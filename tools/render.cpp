@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: MIT
+#include "render.hpp"
+
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+
+namespace vmem::tools {
+
+bool Output::end_line() {
+  buffer_.push_back('\n');
+  if (buffer_.size() >= (48 << 10)) flush();
+  return error_ == 0;
+}
+
+void Output::flush() {
+  const char* p = buffer_.data();
+  std::size_t left = buffer_.size();
+  while (left != 0 && error_ == 0) {
+    const ssize_t n = write(STDOUT_FILENO, p, left);
+    if (n < 0) {
+      if (errno != EINTR) error_ = errno;
+      continue;
+    }
+    p += n;
+    left -= static_cast<std::size_t>(n);
+  }
+  buffer_.clear();
+}
+
+std::string human_size(std::uint64_t bytes, bool plain) {
+  if (plain || bytes < 1024) return fmt::format("{}", bytes);
+  constexpr std::string_view units = "KMGTPE";
+  std::size_t unit = 0;
+  std::uint64_t scale = 1024;
+  while (unit + 1 < units.size() && bytes / scale >= 1024) {
+    scale <<= 10;
+    ++unit;
+  }
+  // Tenths, cut and not rounded: 1023.99M must not read as 1024.0M.
+  const std::uint64_t whole = bytes / scale;
+  const std::uint64_t tenth = (bytes % scale) / (scale / 1024) * 10 / 1024;
+  return fmt::format("{}.{}{}", whole, tenth, units[unit]);
+}
+
+std::string printable(std::string_view name) {
+  std::string text;
+  text.reserve(name.size());
+  for (const char c : name) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (c == '\n') text += "\\n";
+    else if (byte < 0x20 || byte == 0x7f) text += fmt::format("\\x{:02x}", byte);
+    else text += c;
+  }
+  return text;
+}
+
+std::string json_string(std::string_view text) {
+  return nlohmann::json(std::string(text)).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+bool use_color(When when) {
+  if (when != When::automatic) return when == When::always;
+  const char* no_color = std::getenv("NO_COLOR");
+  if (no_color != nullptr && *no_color != '\0') return false;
+  const char* term = std::getenv("TERM");
+  return isatty(STDOUT_FILENO) != 0 && term != nullptr && std::string_view(term) != "dumb";
+}
+
+}  // namespace vmem::tools

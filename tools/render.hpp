@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: MIT
+/// What every tool's output shares: a checked stdout, sizes, names, JSON strings, colour.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#define FMT_HEADER_ONLY 1
+#include <fmt/format.h>
+
+namespace vmem::tools {
+
+/// Standard output, written in whole lines: what an interrupt leaves behind is intact.
+class Output {
+ public:
+  template <class... Args>
+  void print(fmt::format_string<Args...> format, Args&&... args) {
+    fmt::format_to(std::back_inserter(buffer_), format, std::forward<Args>(args)...);
+  }
+  void append(std::string_view text) { buffer_.append(text); }
+  void pad(std::size_t spaces) { buffer_.append(spaces, ' '); }
+
+  /// Ends a line; writes when enough has come together. False once writing has failed.
+  bool end_line();
+  /// Takes back the last `count` characters of what is not written yet.
+  void flush();
+
+  bool failed() const { return error_ != 0; }
+  int error() const { return error_; }  ///< errno of the first failed write
+
+ private:
+  std::string buffer_;
+  int error_ = 0;
+};
+
+/// "4.0K", "2.0M", or plain bytes.
+std::string human_size(std::uint64_t bytes, bool plain);
+
+/// A name for a terminal: control characters as \n or \xNN, so that a file's name cannot
+/// steer the terminal or break the table.
+std::string printable(std::string_view name);
+
+/// A quoted JSON string. What is not UTF-8 becomes U+FFFD.
+std::string json_string(std::string_view text);
+
+enum class When : std::uint8_t { automatic, always, never };
+/// Whether to colour: by the option, NO_COLOR (https://no-color.org) and the terminal.
+bool use_color(When when);
+
+}  // namespace vmem::tools
