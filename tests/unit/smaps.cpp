@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: MIT
+#include <string>
+
+#include "support/catch.hpp"
+#include "support/recorded.hpp"
+#include "vmem/maps.hpp"
+
+using namespace vmem;
+using namespace vmem::test;
+
+namespace {
+
+SystemModel with_smaps(const std::string& maps, const std::string& smaps) {
+  SystemModel system = one_process(maps);
+  system.processes[0].files["smaps"] = smaps;
+  return system;
+}
+
+const std::string maps =
+    "10000-20000 rw-p 00000000 00:00 0 \n"
+    "20000-30000 r--p 00000000 00:00 0 [vvar]\n"
+    "40000-50000 rw-s 00000000 00:0f 7 /Rss: (deleted)\n";
+
+/// With all the other fields that a kernel prints, and a name that looks like one.
+const std::string smaps =
+    "10000-20000 rw-p 00000000 00:00 0 \n"
+    "Size:                 64 kB\nKernelPageSize:        4 kB\nMMUPageSize:           4 kB\nRss:                   8 kB\n"
+    "THPeligible:           0\nProtectionKey:         0\nVmFlags: rd wr mr mw me ac sd zz ?? \n"
+    "20000-30000 r--p 00000000 00:00 0 [vvar]\n"
+    "Size:                 64 kB\nKernelPageSize:        4 kB\nVmFlags: rd mr pf io de dd \n"
+    "40000-50000 rw-s 00000000 00:0f 7 /Rss: (deleted)\n"
+    "Size:                 64 kB\nKernelPageSize:     2048 kB\nVmFlags: rd wr sh mr mw me ms de ht sd \n";
+
+}  // namespace
+
+TEST_CASE("VmFlags keeps every code, known or not") {
+  const VmFlags flags("rd wr mr zz ??");
+  for (const char* const code : {"rd", "wr", "mr", "zz", "??"}) CHECK(flags.has(code));
+  for (const char* const code : {"ex", "r", "d w", "rd wr", "", " ", "z", "rdwr", "rd "}) {
+    CAPTURE(code);
+    CHECK_FALSE(flags.has(code));
+  }
+  CHECK(flags.text() == "rd wr mr zz ??");
+  CHECK_FALSE(VmFlags("").has("rd"));
+  CHECK(VmFlags("").text().empty());
+}
+
+TEST_CASE("an entry of smaps is found by any address in it") {
+  const Recorded tree(with_smaps(maps, smaps));
+  const Process process = tree.process(1);
+  SmapsReader reader(process);
+  for (const std::uint64_t address : {0x10000U, 0x1ffffU}) {
+    const auto entry = reader.find({address});
+    REQUIRE(entry);
+    REQUIRE(*entry);
+    CHECK((*entry)->range == VaRange{{0x10000}, {0x20000}});
+    REQUIRE((*entry)->flags);
+    CHECK((*entry)->flags->text() == "rd wr mr mw me ac sd zz ??");
+    CHECK((*entry)->kernel_page_size == PageSize{4096});
+  }
+  const auto huge = reader.find({0x4ffff});
+  REQUIRE(huge);
+  REQUIRE(*huge);
+  CHECK((*huge)->kernel_page_size == PageSize{2 << 20});
+  CHECK((*huge)->flags->has("ht"));
+}
+
+TEST_CASE("gaps, both ends, and questions in any order") {
+  const Recorded tree(with_smaps(maps, smaps));
+  const Process process = tree.process(1);
+  SmapsReader reader(process);
+  const auto found = [&](std::uint64_t address) {
+    const auto entry = reader.find({address});
+    REQUIRE(entry);
+    return *entry ? (*entry)->range.start.value : 0;
+  };
+  CHECK(found(0x0) == 0);
+  CHECK(found(0xffff) == 0);
+  CHECK(found(0x30000) == 0);
+  CHECK(found(0x2ffff) == 0x20000);
+  CHECK(found(0x40000) == 0x40000);
+  CHECK(found(0x10000) == 0x10000);
+  CHECK(found(0x50000) == 0);
+  CHECK(found(~std::uint64_t{0}) == 0);
+  CHECK(found(0x40000) == 0x40000);
+  CHECK(found(0x20000) == 0x20000);
+  CHECK(found(0x20000) == 0x20000);
+}
+
+TEST_CASE("a kernel without VmFlags, or without KernelPageSize") {
+  const Recorded tree(with_smaps(maps, "10000-20000 rw-p 00000000 00:00 0 \nRss: 8 kB\n20000-30000 r--p 00000000 00:00 0 [vvar]\nVmFlags:\n"));
+  const Process process = tree.process(1);
+  SmapsReader reader(process);
+  auto entry = reader.find({0x10000});
+  REQUIRE(entry);
+  REQUIRE(*entry);
+  CHECK_FALSE((*entry)->flags);
+  CHECK_FALSE((*entry)->kernel_page_size);
+  entry = reader.find({0x20000});
+  REQUIRE(entry);
+  REQUIRE(*entry);
+  REQUIRE((*entry)->flags);
+  CHECK((*entry)->flags->text().empty());
+}
+
+TEST_CASE("a page size that cannot be is not known") {
+  for (const char* const size : {"0", "3", "18446744073709551615", "99999999999999999999", "-4", "junk", ""}) {
+    CAPTURE(size);
+    const Recorded tree(with_smaps(maps, std::string("10000-20000 rw-p 00000000 00:00 0 \nKernelPageSize: ") + size + " kB\n"));
+    const Process process = tree.process(1);
+    SmapsReader reader(process);
+    const auto entry = reader.find({0x10000});
+    if (entry && *entry) CHECK_FALSE((*entry)->kernel_page_size);
+  }
+}
+
+TEST_CASE("smaps that is missing or malformed is an error, not an empty answer") {
+  SECTION("missing") {
+    const Recorded tree(one_process(maps));
+    const Process process = tree.process(1);
+    SmapsReader reader(process);
+    const auto entry = reader.find({0x10000});
+    REQUIRE_FALSE(entry);
+    CHECK(entry.error().code == Errc::not_found);
+  }
+  SECTION("junk") {
+    const Recorded tree(with_smaps(maps, "10000-20000 rw-p 00000000 00:00 0 \nRss: 1 kB\njunk\n"));
+    const Process process = tree.process(1);
+    SmapsReader reader(process);
+    const auto entry = reader.find({0x40000});
+    REQUIRE_FALSE(entry);
+    CHECK(entry.error().code == Errc::malformed);
+  }
+}
+
+TEST_CASE("the inspector asks smaps and tells blindness") {
+  const Recorded tree(with_smaps(maps, smaps));
+  const Process process = tree.process(1);
+  const auto vmas = read_vmas(process);
+  REQUIRE(vmas);
+  VmaInspector inspector(process);
+  CHECK(inspector.flags(vmas->at(0))->has("zz"));
+  CHECK(inspector.blindness(vmas->at(0)) == VmaInspector::Blindness::sighted);
+  CHECK(inspector.blindness(vmas->at(1)) == VmaInspector::Blindness::pfnmap);
+  CHECK(inspector.hugetlb_page_size(vmas->at(2)) == PageSize{2 << 20});
+  CHECK_FALSE(inspector.hugetlb_page_size(vmas->at(0)));
+  CHECK(inspector.classify(vmas->at(2)) == Classification{VmaClass::hugepage, VmaKind::hugetlb});
+}
