@@ -165,17 +165,17 @@ void thp_zero() {
 
 void guard_and_reserve() {
   char* const small = map_anon(1, PROT_NONE, MAP_PRIVATE | MAP_NORESERVE);
-  say("prot-none-guard", "-", "guard", small, page, "0+1=absent");
+  say("prot-none-guard", "anonymous", "guard", small, page, "0+1=absent");
   constexpr std::size_t bytes = std::size_t{64} << 30;
   char* const large = map(bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE);
-  say("prot-none-reserve", "-", "reserve", large, bytes, all(bytes / page, "absent"));
+  say("prot-none-reserve", "anonymous", "reserve", large, bytes, all(bytes / page, "absent"));
   char* const populated = map_anon(16);
   write_pages(populated, 0, 8);
   if (mprotect(populated, 16 * page, PROT_NONE) != 0) skip("mprotect");
-  say("prot-none-populated", "-", "-", populated, 16 * page, "0+8=resident:4K,8+8=absent");
+  say("prot-none-populated", "anonymous", "guard", populated, 16 * page, "0+8=resident:4K,8+8=absent");
   char* const leaf = huge_pages(1);
   if (mprotect(leaf, huge, PROT_NONE) != 0) skip("mprotect");
-  say("prot-none-thp", "-", "-", leaf, huge, all(512, "resident:2M"));
+  say("prot-none-thp", "anonymous", "reserve", leaf, huge, all(512, "resident:2M"));
 }
 
 void guard_pages() {
@@ -336,7 +336,7 @@ void file_tmpfs() {
   const int fd = make_file(mount_private("tmpfs") + "/file", 8);
   char* const at = map(8 * page, read_write, MAP_SHARED, fd);
   if (madvise(at, 8 * page, madv_populate_read) != 0) skip("MADV_POPULATE_READ");
-  say("file-tmpfs", "-", "-", at, 8 * page, all(8, "resident:4K"));
+  say("file-tmpfs", "file", "file", at, 8 * page, all(8, "resident:4K"));
 }
 
 // --- Memory that the kernel lends
@@ -346,7 +346,7 @@ void secretmem() {
   if (ftruncate(fd, static_cast<off_t>(8 * page)) != 0) skip("ftruncate");
   char* const at = map(8 * page, read_write, MAP_SHARED, fd);
   write_pages(at, 0, 4);
-  say("secretmem", "-", "secretmem", at, 8 * page, "0+4=resident:4K,4+4=absent");
+  say("secretmem", "special", "secretmem", at, 8 * page, "0+4=resident:4K,4+4=absent");
 }
 
 /// io_uring refuses an address of the caller's choice.
@@ -364,9 +364,9 @@ void io_uring() {
                              parameters.cq_entries * sizeof(io_uring_cqe) + page - 1) & ~(page - 1);
   const std::size_t entries = (parameters.sq_entries * sizeof(io_uring_sqe) + page - 1) & ~(page - 1);
   char* at = map_anywhere(rings, fd, IORING_OFF_SQ_RING);
-  say("io-uring-rings", "-", "io_uring", at, rings, all(rings / page, "resident"));
+  say("io-uring-rings", "special", "io_uring", at, rings, all(rings / page, "resident"));
   at = map_anywhere(entries, fd, IORING_OFF_SQES);
-  say("io-uring-entries", "-", "io_uring", at, entries, all(entries / page, "resident"));
+  say("io-uring-entries", "special", "io_uring", at, entries, all(entries / page, "resident"));
 }
 
 void packet() {
@@ -378,7 +378,7 @@ void packet() {
   ring.tp_frame_nr = ring.tp_block_size / ring.tp_frame_size * ring.tp_block_nr;
   if (setsockopt(fd, SOL_PACKET, PACKET_RX_RING, &ring, sizeof ring) != 0) skip("PACKET_RX_RING");
   char* const at = map(16 * page, read_write, MAP_SHARED, fd);
-  say("packet-ring", "-", "packet", at, 16 * page, all(16, "resident:4K"));
+  say("packet-ring", "special", "packet", at, 16 * page, all(16, "resident:4K"));
 }
 
 void xdp() {
@@ -387,7 +387,7 @@ void xdp() {
   const int entries = 64;
   if (setsockopt(fd, 283, 2, &entries, sizeof entries) != 0) skip("XDP_RX_RING");
   char* const at = map(page, read_write, MAP_SHARED | MAP_POPULATE, fd, 0);
-  say("xdp-ring", "-", "-", at, page, "-");
+  say("xdp-ring", "special", "unknown", at, page, "-");
 }
 
 void perf() {
@@ -402,7 +402,7 @@ void perf() {
                        "perf_event_open");
   char* const at = map(9 * page, read_write, MAP_SHARED, fd);
   read_pages(at, 0, 9);
-  say("perf-ring", "-", "perf", at, 9 * page, "-");
+  say("perf-ring", "special", "perf", at, 9 * page, "-");
 }
 
 int bpf_map(std::uint32_t type, std::uint32_t key, std::uint32_t value, std::uint32_t entries,
@@ -420,13 +420,13 @@ void bpf_array() {
   const int fd = bpf_map(BPF_MAP_TYPE_ARRAY, 4, static_cast<std::uint32_t>(page), 16, BPF_F_MMAPABLE);
   char* const at = map(16 * page, read_write, MAP_SHARED, fd);
   write_pages(at, 0, 16);
-  say("bpf-array", "-", "bpf", at, 16 * page, all(16, "resident:4K"));
+  say("bpf-array", "special", "bpf", at, 16 * page, all(16, "resident:4K"));
 }
 
 void bpf_ringbuf() {
   const int fd = bpf_map(BPF_MAP_TYPE_RINGBUF, 0, 0, static_cast<std::uint32_t>(4 * page), 0);
   char* const at = map(page, read_write, MAP_SHARED, fd);
-  say("bpf-ringbuf", "-", "bpf", at, page, all(1, "resident:4K"));
+  say("bpf-ringbuf", "special", "bpf", at, page, all(1, "resident:4K"));
 }
 
 void aio() {
@@ -434,8 +434,8 @@ void aio() {
   check(syscall(SYS_io_setup, 128, &context), "io_setup");
   // The context is the ring's address. Mapped at the first touch.
   read_pages(reinterpret_cast<char*>(context), 0, 1);  // NOLINT(performance-no-int-to-ptr)
-  if (!say_named("aio-ring", "/[aio] (deleted)", "-", "aio", "0+1=resident:4K") &&
-      !say_named("aio-ring", "/[aio]", "-", "aio", "0+1=resident:4K")) {
+  if (!say_named("aio-ring", "/[aio] (deleted)", "special", "aio", "0+1=resident:4K") &&
+      !say_named("aio-ring", "/[aio]", "special", "aio", "0+1=resident:4K")) {
     throw Skip{"no /[aio] in maps"};
   }
 }

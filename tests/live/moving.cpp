@@ -1,0 +1,314 @@
+// SPDX-License-Identifier: MIT
+// Processes that end, replace their address space, or remap while they are read. Whatever the
+// moment, an answer is one of the truths, `changed`, or an error that says what became of it.
+#include <atomic>
+
+#include "live/children.hpp"
+#include "live/oracle.hpp"
+
+using namespace vmem;
+using namespace vmem::test;
+
+namespace {
+
+constexpr std::uint64_t place = 0x200000000000;
+
+char* map_at(std::uint64_t at, std::uint64_t pages, int prot = PROT_READ | PROT_WRITE) {
+  void* const got = mmap(reinterpret_cast<void*>(at), pages * base_page, prot,
+                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  if (got == MAP_FAILED) _exit(1);
+  return static_cast<char*>(got);
+}
+
+/// Large enough that a walk of it is still under way when it is disturbed.
+constexpr std::uint64_t large_pages = std::uint64_t{1} << 28;
+
+/// Walks `range` until something ends it; every extent goes to `check`.
+Result<void> walk_all(const Process& process, VaRange range, unsigned threads,
+                      const std::function<void(const Vma*, const Extent&)>& check) {
+  auto translator = open_translator(process);
+  if (!translator) return std::unexpected(translator.error());
+  VmaInspector inspector(process);
+  return translate(process, **translator, inspector, range, {.threads = threads},
+                   [&](const Vma* vma, const Extent& e) {
+                     check(vma, e);
+                     return true;
+                   });
+}
+
+bool ended(const Error& e) {
+  return e.code == Errc::process_changed || e.code == Errc::no_process ||
+         e.code == Errc::no_user_memory;
+}
+
+/// One page written every 64: nothing for PAGEMAP_SCAN to skip, so reading takes long.
+Child sparse_child(std::uint64_t pages) {
+  return fork_child([pages](const std::function<void()>& ready) {
+    char* const at = map_at(place, pages);
+    (void)madvise(at, pages * base_page, MADV_NOHUGEPAGE);
+    for (std::uint64_t i = 0; i < pages; i += 64) at[i * base_page] = 1;
+    ready();
+    wait_for_ever();
+  });
+}
+
+/// What was told of a sparse child before it went away is right: page 0 of every 64 is in
+/// memory, the others are not.
+bool is_sparse(const Extent& e) {
+  const std::uint64_t first = (e.va.value - place) / base_page;
+  if (e.state == PageState::resident || e.state == PageState::hidden) {
+    return first % 64 == 0 && e.bytes == base_page;
+  }
+  return e.state == PageState::absent && first % 64 == 1 && e.bytes == 63 * base_page;
+}
+
+}  // namespace
+
+TEST_CASE("a process that ends during a walk is an error, and what came before is right") {
+  for (const unsigned threads : {1U, 2U}) {
+    for (const unsigned stop_after : {0U, 1U, 100U, 20'000U}) {
+      INFO("threads " << threads << ", killed after extent " << stop_after);
+      Child child = sparse_child(1 << 21);
+      const Process process = process_of(child.pid());
+      const VaRange range{{place}, {place + (std::uint64_t{1} << 21) * base_page}};
+      unsigned extents = 0;
+      bool right = true;
+      const auto end_child = [&] {
+        kill(child.pid(), SIGKILL);
+        (void)waitpid(child.pid(), nullptr, WNOWAIT | WEXITED);
+        siginfo_t info{};
+        (void)waitid(P_PID, static_cast<id_t>(child.pid()), &info, WEXITED | WNOWAIT);
+      };
+      if (stop_after == 0) end_child();
+      std::uint64_t at = place;
+      const auto result = walk_all(process, range, threads, [&](const Vma*, const Extent& e) {
+        right = right && e.va.value == at && (is_sparse(e) || e.state == PageState::changed);
+        at = e.end().value;
+        if (++extents == stop_after) end_child();
+      });
+      CHECK(right);
+      REQUIRE_FALSE(result);
+      INFO(to_string(result.error()));
+      CHECK(ended(result.error()));
+      CHECK(at < range.end.value);
+      CHECK_FALSE(process.check_alive());
+    }
+  }
+}
+
+TEST_CASE("a process that replaces itself by exec is an error") {
+  for (const unsigned threads : {1U, 2U}) {
+    for (const unsigned stop_after : {0U, 1U, 20'000U}) {
+      INFO("threads " << threads << ", exec after extent " << stop_after);
+      constexpr std::uint64_t pages = 1 << 21;
+      const Child child = fork_child([](const std::function<void()>& ready) {
+        char* const at = map_at(place, pages);
+        (void)madvise(at, pages * base_page, MADV_NOHUGEPAGE);
+        for (std::uint64_t i = 0; i < pages; i += 64) at[i * base_page] = 1;
+        sigset_t usr1;
+        sigemptyset(&usr1);
+        sigaddset(&usr1, SIGUSR1);
+        sigprocmask(SIG_BLOCK, &usr1, nullptr);
+        ready();
+        int number = 0;
+        sigwait(&usr1, &number);
+        execl("/bin/sleep", "sleep", "600", nullptr);
+        _exit(1);
+      });
+      const Process process = process_of(child.pid());
+      auto translator = open_translator(process);
+      REQUIRE(translator);
+      VmaInspector inspector(process);
+      const auto exec_child = [&] {
+        kill(child.pid(), SIGUSR1);
+        while (first_line("/proc/" + std::to_string(child.pid()) + "/comm") != "sleep") {
+          std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        }
+      };
+      if (stop_after == 0) exec_child();
+      unsigned extents = 0;
+      bool right = true;
+      const auto result = translate(
+          process, **translator, inspector, {{place}, {place + pages * base_page}},
+          {.threads = threads}, [&](const Vma* vma, const Extent& e) {
+            right = right && vma != nullptr && (is_sparse(e) || e.state == PageState::changed);
+            if (++extents == stop_after) exec_child();
+            return true;
+          });
+      CHECK(right);
+      REQUIRE_FALSE(result);
+      INFO(to_string(result.error()));
+      CHECK(result.error().code == Errc::process_changed);
+    }
+  }
+}
+
+TEST_CASE("a mapping that alternates between two states is told as one of them, or as changed") {
+  // Even turns: 256 pages, all written. Odd turns: half as long, read-only, untouched.
+  constexpr std::uint64_t pages = 256;
+  const Child child = fork_child([](const std::function<void()>& ready) {
+    std::memset(map_at(place, pages), 1, pages * base_page);
+    ready();
+    for (;;) {
+      munmap(reinterpret_cast<void*>(place), pages * base_page);
+      map_at(place, pages / 2, PROT_READ);
+      std::this_thread::sleep_for(std::chrono::microseconds(50));
+      munmap(reinterpret_cast<void*>(place), pages * base_page);
+      char* const at = map_at(place, pages);
+      (void)madvise(at, pages * base_page, MADV_POPULATE_WRITE);
+      std::this_thread::sleep_for(std::chrono::microseconds(50));
+    }
+  });
+  const Process process = process_of(child.pid());
+  auto translator = open_translator(process);
+  REQUIRE(translator);
+  VmaInspector inspector(process);
+  std::map<std::string, unsigned> seen;
+  const auto deadline = Clock::now() + std::chrono::seconds(8);
+  while (Clock::now() < deadline) {
+    std::uint64_t at = place;
+    const auto result = translate(
+        process, **translator, inspector, {{place}, {place + pages * base_page}}, {},
+        [&](const Vma* vma, const Extent& e) {
+          INFO(describe(e) << (vma == nullptr ? "" : " " + permissions(*vma)));
+          CHECK(e.va.value == at);
+          at = e.end().value;
+          if (e.state == PageState::changed) {
+            ++seen["changed"];
+          } else if (vma == nullptr) {
+            CHECK(e.state == PageState::unmapped);
+            ++seen["unmapped"];
+          } else if (vma->writable) {
+            CHECK(vma->range == VaRange{{place}, {place + pages * base_page}});
+            // Untouched for a moment after it was mapped.
+            CHECK((e.state == PageState::resident || e.state == PageState::hidden ||
+                   e.state == PageState::absent));
+            ++seen["long"];
+          } else {
+            CHECK(vma->range == VaRange{{place}, {place + pages / 2 * base_page}});
+            CHECK(e.state == PageState::absent);
+            ++seen["short"];
+          }
+          return true;
+        });
+    REQUIRE(result);
+    CHECK(at == place + pages * base_page);
+  }
+  for (const auto& [what, count] : seen) WARN(what << ": " << count << " extents");
+  CHECK(seen["long"] > 0);
+  CHECK(seen["short"] > 0);
+}
+
+TEST_CASE("VMAs that come and go beside a still one do not disturb its answer") {
+  constexpr std::uint64_t pages = 512;
+  const Child child = fork_child([](const std::function<void()>& ready) {
+    std::memset(map_at(place, pages), 1, pages * base_page);
+    ready();
+    for (std::uint64_t i = 0;; ++i) {
+      const std::uint64_t at = place + (pages + 1 + i % 64 * 2) * base_page;
+      *map_at(at, 1) = 1;
+      if (i >= 32) munmap(reinterpret_cast<void*>(place + (pages + 1 + (i - 32) % 64 * 2) * base_page), base_page);
+    }
+  });
+  const Process process = process_of(child.pid());
+  auto translator = open_translator(process);
+  REQUIRE(translator);
+  VmaInspector inspector(process);
+  std::vector<std::uint64_t> frames;
+  unsigned answers = 0;
+  const auto deadline = Clock::now() + std::chrono::seconds(4);
+  while (Clock::now() < deadline) {
+    std::vector<std::uint64_t> now;
+    const auto result =
+        translate(process, **translator, inspector,
+                  {{place}, {place + (pages + 256) * base_page}}, {},
+                  [&](const Vma* vma, const Extent& e) {
+                    if (e.va.value < place + pages * base_page) {
+                      INFO(describe(e));
+                      CHECK(vma != nullptr);
+                      CHECK((e.state == PageState::resident || e.state == PageState::hidden));
+                      for (std::uint64_t i = 0; i < e.bytes / base_page; ++i) {
+                        now.push_back(e.state == PageState::resident ? e.pfn.value + i : 0);
+                      }
+                    }
+                    return true;
+                  });
+    REQUIRE(result);
+    REQUIRE(now.size() == pages);
+    if (frames.empty()) frames = now;
+    // The kernel may migrate a page now and then; not many.
+    unsigned different = 0;
+    for (std::size_t i = 0; i < pages; ++i) different += frames[i] != now[i];
+    CHECK(different < pages / 8);
+    frames = now;
+    ++answers;
+  }
+  CHECK(answers > 10);
+}
+
+TEST_CASE("one address of a mapping that alternates has one of its two answers") {
+  const Child child = fork_child([](const std::function<void()>& ready) {
+    *map_at(place, 1) = 1;
+    ready();
+    for (;;) {
+      munmap(reinterpret_cast<void*>(place), base_page);
+      std::this_thread::sleep_for(std::chrono::microseconds(20));
+      *map_at(place, 1) = 1;
+      std::this_thread::sleep_for(std::chrono::microseconds(20));
+    }
+  });
+  const Process process = process_of(child.pid());
+  auto translator = open_translator(process);
+  REQUIRE(translator);
+  VmaInspector inspector(process);
+  std::map<PageState, unsigned> seen;
+  const auto deadline = Clock::now() + std::chrono::seconds(4);
+  while (Clock::now() < deadline) {
+    const auto t = translate(process, **translator, inspector, VirtAddr{place + 5});
+    REQUIRE(t);
+    INFO(describe(t->extent));
+    ++seen[t->extent.state];
+    switch (t->extent.state) {
+      case PageState::resident:
+      case PageState::hidden:
+      case PageState::absent: CHECK(t->vma); break;
+      case PageState::unmapped: CHECK_FALSE(t->vma); break;
+      default: CHECK(t->extent.state == PageState::changed);
+    }
+  }
+  CHECK(seen[PageState::unmapped] > 0);
+  CHECK(seen[PageState::resident] + seen[PageState::hidden] > 0);
+}
+
+TEST_CASE("a huge reserved range can be walked while its process is killed") {
+  Child child = fork_child([](const std::function<void()>& ready) {
+    map_at(place, large_pages, PROT_NONE);
+    ready();
+    wait_for_ever();
+  });
+  const Process process = process_of(child.pid());
+  std::atomic<bool> done = false;
+  std::thread killer([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    kill(child.pid(), SIGKILL);
+    done = true;
+  });
+  std::uint64_t pages = 0;
+  const auto deadline = Clock::now() + std::chrono::seconds(60);
+  for (;;) {
+    const auto result = walk_all(process, {{place}, {place + large_pages * base_page}}, 2,
+                                 [&](const Vma*, const Extent& e) {
+                                   CHECK((e.state == PageState::absent ||
+                                          e.state == PageState::changed));
+                                   pages += e.bytes / base_page;
+                                 });
+    if (!result) {
+      INFO(to_string(result.error()));
+      CHECK(ended(result.error()));
+      break;
+    }
+    REQUIRE(Clock::now() < deadline);
+  }
+  killer.join();
+  CHECK(done);
+}
