@@ -24,7 +24,7 @@ class Output {
 
   /// Ends a line; writes when enough has come together. False once writing has failed.
   bool end_line();
-  /// Takes back the last `count` characters of what is not written yet.
+  /// Writes what there is, whole lines only.
   void flush();
 
   bool failed() const { return error_ != 0; }

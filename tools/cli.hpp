@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: MIT
+/// What every tool's command line shares: options, the target, messages, exit status.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <expected>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "render.hpp"
+#include "vmem/error.hpp"
+#include "vmem/pages.hpp"
+#include "vmem/sysroot.hpp"
+
+namespace vmem::tools {
+
+/// All that was asked is answered and good; answered, and the answer is negative; it could
+/// not be answered. The worst of several answers is the tool's.
+enum class Status : std::uint8_t { good = 0, negative = 1, unanswered = 2 };
+
+struct CommonOptions {
+  std::string comm;  ///< -n
+  std::string sysroot;
+  std::string backend = "auto";
+  bool json = false;
+  bool bytes = false;
+  bool no_headings = false;
+  When color = When::automatic;
+  std::vector<std::string> columns;  ///< -o; empty: the default ones
+};
+
+void add_common_options(CLI::App& app, std::string_view tool, CommonOptions& options);
+
+/// Returns the operands; or, having answered --help, --version or a usage error, the exit
+/// status.
+std::expected<std::vector<std::string>, int> parse_command_line(CLI::App& app, std::string_view tool, int argc, char** argv);
+
+/// Messages to stderr: "TOOL: what: path: reason", then "hint: …".
+class Messages {
+ public:
+  explicit Messages(std::string_view tool) : tool_(tool) {}
+  void error(const Error& error) const;
+  void error(std::string_view text, std::string_view hint = {}) const;
+
+ private:
+  std::string_view tool_;
+};
+
+/// The process that the options and `target` (a PID or "self"; not with -n) name. Says
+/// itself what is wrong.
+std::optional<Process> open_target(const CommonOptions& options, const std::string& target,
+                                   const Messages& messages);
+
+/// The backend that the options ask for; `auto` is what works, here pagemap.
+Result<Backend> choose_backend(const CommonOptions& options);
+
+/// The start of every JSON document, up to and without the tool's own members:
+/// {"schema":…,"version":…,"host":{…}
+std::string json_prologue(std::string_view tool, const SysRoot& root, PfnAccess access, Backend backend);
+
+/// Catches SIGINT and SIGTERM, so that output ends at a whole line. Check interrupted() where work is long.
+void catch_interrupts();
+bool interrupted();
+/// Ends as the signal would have ended the process.
+[[noreturn]] void end_by_signal();
+
+/// Flushes and turns a failed write into a message and a status. A closed pipe ends quietly.
+Status finish_output(Output& out, Status status, const Messages& messages);
+
+}  // namespace vmem::tools

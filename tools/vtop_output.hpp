@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: MIT
+/// How vtop shows translations: a table, a block for one address, or JSON. All of them
+/// streams: nothing is held but the line being made.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "render.hpp"
+#include "vmem/frames.hpp"
+#include "vmem/pages.hpp"
+#include "vmem/physmap.hpp"
+
+namespace vmem::tools {
+
+/// What is known of a run of frames (--frames).
+struct FrameView {
+  FrameFacts facts;
+  std::optional<unsigned> node;
+  const std::string* region = nullptr;  ///< of /proc/iomem
+};
+
+/// One extent to show, with its VMA.
+struct Row {
+  const Vma* vma = nullptr;
+  Extent extent;
+  VirtAddr shown;                    ///< the address asked for; extent.va for a run
+  const FrameView* frame = nullptr;  ///< null: not asked for, or no frame
+};
+
+enum class Column : std::uint8_t {
+  va, end, size, state, pa, pfn, leaf, bits, swap, backend, perms, offset, dev, inode, vma_class,
+  kind, flags, mapcount, memcg, node, region, vmflags, name, reason,
+};
+
+/// The columns named; the error is the name that is none.
+std::expected<std::vector<Column>, std::string> parse_columns(const std::vector<std::string>& names);
+/// "va,end,size,…": for messages and --help.
+std::string column_names();
+std::vector<Column> default_columns(bool frames);
+bool needs_inspection(const std::vector<Column>& columns);
+
+/// Looks up what a VMA's line does not say, once per VMA.
+class VmaDetails {
+ public:
+  explicit VmaDetails(VmaInspector& inspector) : inspector_(inspector) {}
+  Classification classification(const Vma& vma);
+  const std::optional<VmFlags>& flags(const Vma& vma);
+
+ private:
+  void turn_to(const Vma& vma);
+  VmaInspector& inspector_;
+  std::optional<Vma> vma_;
+  std::optional<Classification> classification_;
+  std::optional<std::optional<VmFlags>> flags_;
+};
+
+class Table {
+ public:
+  Table(Output& out, VmaDetails& details, PageSize page_size, std::vector<Column> columns, bool bytes, bool color)
+      : out_(out), details_(details), page_size_(page_size), columns_(std::move(columns)), bytes_(bytes), color_(color) {}
+  void heading();
+  bool row(const Row& row);
+  /// One address as lines of "key value".
+  bool block(const Row& row);
+
+ private:
+  std::string cell(Column column, const Row& row);
+  Output& out_;
+  VmaDetails& details_;
+  PageSize page_size_;
+  std::vector<Column> columns_;
+  bool bytes_;
+  bool color_;
+};
+
+class JsonResults {
+ public:
+  /// `prologue`: the document's first members, without the closing brace. `lines`: false
+  /// keeps the document on one line.
+  JsonResults(Output& out, VmaDetails& details, PageSize page_size, bool lines)
+      : out_(out), details_(details), page_size_(page_size), lines_(lines) {}
+  void begin(std::string_view prologue, const Process& process);
+  bool row(const Row& row);
+  /// `error`: what kept the document from being complete, or empty.
+  void end(std::string_view error);
+
+ private:
+  void group(const Vma* vma);
+  void newline();
+  Output& out_;
+  VmaDetails& details_;
+  PageSize page_size_;
+  bool lines_;
+  bool any_group_ = false;
+  bool any_extent_ = false;
+  std::optional<Vma> vma_;  ///< of the open group
+};
+
+}  // namespace vmem::tools
