@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <iostream>
+#include <memory>
 
 #include "vmem/version.hpp"
 
@@ -25,6 +26,22 @@ std::string_view name_of(PfnAccess access) {
   }
   return "null";
 }
+
+/// CLI11's usage line knows nothing of operands.
+class HelpFormatter : public CLI::Formatter {
+ public:
+  explicit HelpFormatter(std::string usage) : usage_(std::move(usage)) {}
+  std::string make_usage(const CLI::App*, std::string) const override { return "Usage: " + usage_ + "\n"; }
+  // Types and choices are named in the descriptions.
+  std::string make_option_opts(const CLI::Option* option) const override {
+    const std::string type = option->get_type_name();
+    const std::size_t end = std::min(type.find(':'), type.size());
+    return option->get_type_size() == 0 ? "" : " " + type.substr(0, end);
+  }
+
+ private:
+  std::string usage_;
+};
 
 }  // namespace
 
@@ -53,6 +70,7 @@ void add_common_options(CLI::App& app, std::string_view tool, CommonOptions& opt
 
 std::expected<std::vector<std::string>, int> parse_command_line(CLI::App& app, std::string_view tool, int argc, char** argv) {
   const Messages messages{tool};
+  app.formatter(std::make_shared<HelpFormatter>(std::string(tool) + " [OPTIONS] TARGET [ADDRESS...]"));
   // Operands are taken as what is left: an option of CLI11's would read "[heap]" as a list.
   app.allow_extras();
   try {

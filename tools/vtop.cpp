@@ -523,7 +523,7 @@ class Vtop {
 int run(int argc, char** argv) {
   Options options;
   CLI::App app{"Translates virtual addresses of a process to physical ones.\n"
-               "TARGET is a PID, 'self', or -n NAME; without an ADDRESS: every mapping.", "vtop [OPTIONS] TARGET [ADDRESS...]"};
+               "TARGET is a PID, 'self', or -n NAME; without an ADDRESS: every mapping.", "vtop"};
   app.add_flag("-p,--pages", options.pages, "One row for each page");
   app.add_flag("-f,--frames", options.frames, "Add the kernel's facts of each frame");
   app.add_option("--watch", options.watch, "Look again every SECONDS; print what changed")
