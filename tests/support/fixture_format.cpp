@@ -19,7 +19,9 @@ namespace fs = std::filesystem;
 struct Line {
   std::string place;
   std::vector<std::string> words;
-  [[noreturn]] void fail(const std::string& why) const { throw std::runtime_error(place + ": " + why); }
+  [[noreturn]] void fail(const std::string& why) const {
+    throw std::runtime_error(place + ": " + why);
+  }
 };
 
 std::vector<Line> lines_of(const fs::path& path) {
@@ -102,22 +104,63 @@ EntryRun parse_run(const Line& line) {
     run.first = 0;
   } else {
     run.first = number(line, w[2]);
-    if ((run.first & entry::present) != 0 && (run.first & (entry::soft_dirty - 1)) != 0) run.step = 1;
+    if ((run.first & entry::present) != 0 && (run.first & (entry::soft_dirty - 1)) != 0)
+      run.step = 1;
   }
   for (; next < w.size(); ++next) {
-    if (const auto bits = value_of(w[next], "bits")) run.first |= entry_bits(line, *bits);
-    else if (w[next] == "same") run.step = 0;
-    else line.fail("unexpected: " + w[next]);
+    if (const auto bits = value_of(w[next], "bits"))
+      run.first |= entry_bits(line, *bits);
+    else if (w[next] == "same")
+      run.step = 0;
+    else
+      line.fail("unexpected: " + w[next]);
   }
   return run;
 }
 
-constexpr std::array<std::string_view, 43> frame_flags{
-    "locked", "error", "referenced", "uptodate", "dirty", "lru", "active", "slab", "writeback", "reclaim",
-    "buddy", "mmap", "anon", "swapcache", "swapbacked", "compound_head", "compound_tail", "huge",
-    "unevictable", "hwpoison", "nopage", "ksm", "thp", "offline", "zero_page", "idle", "pgtable", "", "", "",
-    "", "", "reserved", "mlocked", "owner_2", "private", "private_2", "owner_private", "arch", "uncached",
-    "softdirty", "arch_2", "arch_3"};
+constexpr std::array<std::string_view, 43> frame_flags{"locked",
+                                                       "error",
+                                                       "referenced",
+                                                       "uptodate",
+                                                       "dirty",
+                                                       "lru",
+                                                       "active",
+                                                       "slab",
+                                                       "writeback",
+                                                       "reclaim",
+                                                       "buddy",
+                                                       "mmap",
+                                                       "anon",
+                                                       "swapcache",
+                                                       "swapbacked",
+                                                       "compound_head",
+                                                       "compound_tail",
+                                                       "huge",
+                                                       "unevictable",
+                                                       "hwpoison",
+                                                       "nopage",
+                                                       "ksm",
+                                                       "thp",
+                                                       "offline",
+                                                       "zero_page",
+                                                       "idle",
+                                                       "pgtable",
+                                                       "",
+                                                       "",
+                                                       "",
+                                                       "",
+                                                       "",
+                                                       "reserved",
+                                                       "mlocked",
+                                                       "owner_2",
+                                                       "private",
+                                                       "private_2",
+                                                       "owner_private",
+                                                       "arch",
+                                                       "uncached",
+                                                       "softdirty",
+                                                       "arch_2",
+                                                       "arch_3"};
 
 std::uint64_t flag_bits(const Line& line, const std::string& list) {
   if (list.starts_with("0x")) return number(line, list);
@@ -136,24 +179,39 @@ std::uint64_t flag_bits(const Line& line, const std::string& list) {
 /// FIRST FRAMES [flags=...] [mapcount=N] [memcg=N]
 FrameRun parse_frames(const Line& line) {
   if (line.words.size() < 3) line.fail("want: FIRST FRAMES FACTS");
-  FrameRun run{.first = number(line, line.words[0]), .frames = number(line, line.words[1]), .flags = {}, .mapcount = {}, .memcg = {}};
+  FrameRun run{.first = number(line, line.words[0]),
+               .frames = number(line, line.words[1]),
+               .flags = {},
+               .mapcount = {},
+               .memcg = {}};
   for (std::size_t i = 2; i < line.words.size(); ++i) {
     const std::string& word = line.words[i];
-    if (const auto flags = value_of(word, "flags")) run.flags = flag_bits(line, *flags);
-    else if (const auto count = value_of(word, "mapcount")) run.mapcount = number(line, *count);
-    else if (const auto inode = value_of(word, "memcg")) run.memcg = number(line, *inode);
-    else line.fail("unexpected: " + word);
+    if (const auto flags = value_of(word, "flags"))
+      run.flags = flag_bits(line, *flags);
+    else if (const auto count = value_of(word, "mapcount"))
+      run.mapcount = number(line, *count);
+    else if (const auto inode = value_of(word, "memcg"))
+      run.memcg = number(line, *inode);
+    else
+      line.fail("unexpected: " + word);
   }
   return run;
 }
 
 ProcessModel load_process(const fs::path& folder, int pid) {
-  ProcessModel process{.pid = pid, .maps = read_file(folder / "maps"), .entries = {}, .pagemap_bytes = {}, .has_pagemap = false, .files = {}};
+  ProcessModel process{.pid = pid,
+                       .maps = read_file(folder / "maps"),
+                       .entries = {},
+                       .pagemap_bytes = {},
+                       .has_pagemap = false,
+                       .files = {}};
   if (fs::exists(folder / "extents")) {
     process.has_pagemap = true;
     for (const Line& line : lines_of(folder / "extents")) {
-      if (line.words[0] == "bytes" && line.words.size() == 2) process.pagemap_bytes = number(line, line.words[1]);
-      else process.entries.push_back(parse_run(line));
+      if (line.words[0] == "bytes" && line.words.size() == 2)
+        process.pagemap_bytes = number(line, line.words[1]);
+      else
+        process.entries.push_back(parse_run(line));
     }
   }
   for (const auto& file : fs::recursive_directory_iterator(folder)) {
@@ -173,7 +231,8 @@ SystemModel load_fixture(const fs::path& fixture) {
   if (fs::exists(fixture / "manifest")) {
     system.manifest = read_file(fixture / "manifest");
     for (const Line& line : lines_of(fixture / "manifest")) {
-      if (line.words[0] == "page_size" && line.words.size() == 2) system.page_size = number(line, line.words[1]);
+      if (line.words[0] == "page_size" && line.words.size() == 2)
+        system.page_size = number(line, line.words[1]);
     }
   }
   for (const auto& file : fs::directory_iterator(fixture)) {
@@ -184,8 +243,10 @@ SystemModel load_fixture(const fs::path& fixture) {
   }
   if (fs::exists(fixture / "frames")) {
     for (const Line& line : lines_of(fixture / "frames")) {
-      if (line.words[0] == "end" && line.words.size() == 2) system.frames_end = number(line, line.words[1]);
-      else system.frames.push_back(parse_frames(line));
+      if (line.words[0] == "end" && line.words.size() == 2)
+        system.frames_end = number(line, line.words[1]);
+      else
+        system.frames.push_back(parse_frames(line));
     }
   }
   if (fs::exists(fixture / "iomem")) system.files["proc/iomem"] = read_file(fixture / "iomem");
@@ -193,15 +254,18 @@ SystemModel load_fixture(const fs::path& fixture) {
     if (!fs::exists(fixture / top)) continue;
     for (const auto& file : fs::recursive_directory_iterator(fixture / top)) {
       const std::string name = file.path().lexically_relative(fixture).string();
-      if (file.is_symlink()) system.links[name] = fs::read_symlink(file.path()).string();
-      else if (file.is_regular_file()) system.files[name] = read_file(file.path());
+      if (file.is_symlink())
+        system.links[name] = fs::read_symlink(file.path()).string();
+      else if (file.is_regular_file())
+        system.files[name] = read_file(file.path());
     }
   }
   return system;
 }
 
 fs::path fixtures_folder() {
-  if (const char* named = std::getenv("VMEM_FIXTURES"); named != nullptr && *named != '\0') return named;
+  if (const char* named = std::getenv("VMEM_FIXTURES"); named != nullptr && *named != '\0')
+    return named;
   return VMEM_FIXTURES_PATH;
 }
 

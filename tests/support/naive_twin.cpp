@@ -23,21 +23,26 @@ std::string at(std::uint64_t va, const std::string& what) {
 
 std::string text_of(const TwinPage& page) {
   std::ostringstream text;
-  text << to_string(page.state) << " number=" << page.number << " type=" << unsigned{page.swap_type} << " bits=" << unsigned{page.bits}
-       << " reason=" << static_cast<unsigned>(page.reason);
+  text << to_string(page.state) << " number=" << page.number << " type=" << unsigned{page.swap_type}
+       << " bits=" << unsigned{page.bits} << " reason=" << static_cast<unsigned>(page.reason);
   return text.str();
 }
 
 bool counts(const Extent& e) {
-  return e.state == PageState::resident || (e.state == PageState::swapped && e.reason == Reason::none);
+  return e.state == PageState::resident ||
+         (e.state == PageState::swapped && e.reason == Reason::none);
 }
 
-std::uint64_t number_of(const Extent& e) { return e.state == PageState::resident ? e.pfn.value : e.swap_offset; }
+std::uint64_t number_of(const Extent& e) {
+  return e.state == PageState::resident ? e.pfn.value : e.swap_offset;
+}
 
 /// Whether two neighbours should have been one: the rule in pages.hpp.
 bool should_be_one(const Extent& a, const Extent& b, std::uint64_t page_size) {
-  return a.va.value + a.bytes == b.va.value && a.state == b.state && a.reason == b.reason && a.leaf_shift == b.leaf_shift && a.bits == b.bits &&
-         (a.state != PageState::swapped || a.swap_type == b.swap_type) && (!counts(a) || number_of(a) + a.bytes / page_size == number_of(b));
+  return a.va.value + a.bytes == b.va.value && a.state == b.state && a.reason == b.reason &&
+         a.leaf_shift == b.leaf_shift && a.bits == b.bits &&
+         (a.state != PageState::swapped || a.swap_type == b.swap_type) &&
+         (!counts(a) || number_of(a) + a.bytes / page_size == number_of(b));
 }
 
 }  // namespace
@@ -59,7 +64,9 @@ TwinPage twin_decode(std::uint64_t entry, bool proven) {
     page.state = PageState::guard;
   } else if (bit(entry, 62) && type == 31) {
     page.state = PageState::special;
-    page.reason = offset == 1 ? Reason::uffd_wp_marker : offset == 2 ? Reason::poison_marker : Reason::other_marker;
+    page.reason = offset == 1   ? Reason::uffd_wp_marker
+                  : offset == 2 ? Reason::poison_marker
+                                : Reason::other_marker;
   } else if (bit(entry, 62) && type >= 23) {
     page.state = PageState::special;
     page.reason = Reason::migration_or_device;
@@ -76,7 +83,8 @@ TwinPage twin_decode(std::uint64_t entry, bool proven) {
   return page;
 }
 
-NaiveTwin::NaiveTwin(const std::filesystem::path& tree, TwinProcess process) : process_(std::move(process)) {
+NaiveTwin::NaiveTwin(const std::filesystem::path& tree, TwinProcess process)
+    : process_(std::move(process)) {
   const std::string path = tree / "proc" / std::to_string(process_.pid) / "pagemap";
   fd_ = open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd_ < 0) throw std::runtime_error("opening " + path);
@@ -88,7 +96,8 @@ std::optional<std::uint64_t> NaiveTwin::entry_of(std::uint64_t index) {
   if (index < buffer_first_ || index >= buffer_first_ + buffer_.size()) {
     buffer_.resize(1024);
     buffer_first_ = index / 512 * 512;
-    const ssize_t n = pread(fd_, buffer_.data(), buffer_.size() * 8, static_cast<off_t>(buffer_first_ * 8));
+    const ssize_t n =
+        pread(fd_, buffer_.data(), buffer_.size() * 8, static_cast<off_t>(buffer_first_ * 8));
     buffer_.resize(n < 0 ? 0 : static_cast<std::size_t>(n) / 8);
     if (index >= buffer_first_ + buffer_.size()) return {};
   }
@@ -144,20 +153,24 @@ bool NaiveTwin::may_be_huge_leaf(std::uint64_t va) {
 std::string NaiveTwin::compare(const Extent& extent, std::uint64_t va, const TwinPage& page) {
   const std::uint64_t index = (va - extent.va.value) / process_.page_size;
   const auto wrong = [&](const char* what) {
-    return at(va, std::string(what) + ": got " + describe(extent, PageSize{process_.page_size}) + ", the twin sees " + text_of(page));
+    return at(va, std::string(what) + ": got " + describe(extent, PageSize{process_.page_size}) +
+                      ", the twin sees " + text_of(page));
   };
   if (extent.state != page.state) return wrong("state");
   if (extent.reason != page.reason) return wrong("reason");
   if (extent.bits != page.bits) return wrong("bits");
   if (counts(extent) && number_of(extent) + index != page.number) return wrong("number");
-  if (extent.state == PageState::swapped && extent.swap_type != page.swap_type) return wrong("swap type");
+  if (extent.state == PageState::swapped && extent.swap_type != page.swap_type)
+    return wrong("swap type");
   if (extent.backend != Backend::pagemap || extent.pte != 0) return wrong("backend");
   const bool has_leaf = extent.state == PageState::resident || extent.state == PageState::hidden;
   if (extent.leaf_shift != 0) {
     if (!has_leaf) return wrong("a leaf without a page");
     if (extent.leaf_shift != std::countr_zero(process_.page_size)) return wrong("leaf size");
     // A sample is enough: the check reads a whole leaf.
-    if ((va == extent.va.value || va + process_.page_size == extent.end().value) && may_be_huge_leaf(va)) return wrong("leaf size unproven");
+    if ((va == extent.va.value || va + process_.page_size == extent.end().value) &&
+        may_be_huge_leaf(va))
+      return wrong("leaf size unproven");
   }
   return {};
 }
@@ -178,9 +191,11 @@ TwinPage NaiveTwin::in_vma(const TwinVma& vma, std::uint64_t va, bool vma_part_e
 }
 
 std::string NaiveTwin::check_pages(const Extent& extent, const TwinVma* vma, bool vma_part_empty) {
-  if (extent.bytes == 0 || extent.bytes % process_.page_size != 0) return at(extent.va.value, "not whole pages");
+  if (extent.bytes == 0 || extent.bytes % process_.page_size != 0)
+    return at(extent.va.value, "not whole pages");
   for (std::uint64_t va = extent.va.value; va < extent.end().value; va += process_.page_size) {
-    const TwinPage page = vma == nullptr ? twin_decode(entry(va), process_.proven) : in_vma(*vma, va, vma_part_empty);
+    const TwinPage page =
+        vma == nullptr ? twin_decode(entry(va), process_.proven) : in_vma(*vma, va, vma_part_empty);
     if (std::string wrong = compare(extent, va, page); !wrong.empty()) return wrong;
   }
   return {};
@@ -190,18 +205,22 @@ std::string NaiveTwin::check_walk(VaRange range, const std::vector<Extent>& exte
   std::uint64_t cursor = range.start.value;
   for (std::size_t i = 0; i < extents.size(); ++i) {
     const Extent& extent = extents[i];
-    if (extent.va.value != cursor) return at(cursor, "not tiled: next is " + describe(extent, PageSize{process_.page_size}));
+    if (extent.va.value != cursor)
+      return at(cursor, "not tiled: next is " + describe(extent, PageSize{process_.page_size}));
     if (std::string wrong = check_pages(extent, nullptr, false); !wrong.empty()) return wrong;
-    if (i > 0 && should_be_one(extents[i - 1], extent, process_.page_size)) return at(cursor, "not maximal");
+    if (i > 0 && should_be_one(extents[i - 1], extent, process_.page_size))
+      return at(cursor, "not maximal");
     cursor += extent.bytes;
   }
   return cursor == range.end.value ? std::string{} : at(cursor, "ends too early or too late");
 }
 
-std::string NaiveTwin::check_translate(VaRange range, const std::vector<VmaExtent>& extents, bool gaps) {
+std::string NaiveTwin::check_translate(VaRange range, const std::vector<VmaExtent>& extents,
+                                       bool gaps) {
   const std::uint64_t p = process_.page_size;
   const std::uint64_t first = range.start.value / p * p;
-  const std::uint64_t last = range.end.value > ~0ULL - p ? ~0ULL / p * p : (range.end.value + p - 1) / p * p;
+  const std::uint64_t last =
+      range.end.value > ~0ULL - p ? ~0ULL / p * p : (range.end.value + p - 1) / p * p;
   std::uint64_t cursor = first;
   for (std::size_t i = 0; i < extents.size(); ++i) {
     const auto& [vma_start, extent] = extents[i];
@@ -212,40 +231,56 @@ std::string NaiveTwin::check_translate(VaRange range, const std::vector<VmaExten
       if (vma == nullptr) return at(cursor, "more than the last VMA");
       cursor = vma->start;
     }
-    if (extent.va.value != cursor) return at(cursor, "not tiled: next is " + describe(extent, page_size));
+    if (extent.va.value != cursor)
+      return at(cursor, "not tiled: next is " + describe(extent, page_size));
     if (vma == nullptr) {
       const TwinVma* const next = vma_after(cursor);
       const std::uint64_t end = next == nullptr ? last : std::min(last, next->start);
-      if (vma_start != 0 || extent.state != PageState::unmapped || extent.end().value != end || extent.reason != Reason::none) {
+      if (vma_start != 0 || extent.state != PageState::unmapped || extent.end().value != end ||
+          extent.reason != Reason::none) {
         return at(cursor, "a gap, but got " + describe(extent, page_size));
       }
     } else {
       if (vma_start != vma->start) return at(cursor, "delivered with another VMA");
-      if (extent.end().value > vma->end || extent.end().value > last) return at(cursor, "crosses a border: " + describe(extent, page_size));
+      if (extent.end().value > vma->end || extent.end().value > last)
+        return at(cursor, "crosses a border: " + describe(extent, page_size));
       const std::uint64_t part_start = std::max(first, vma->start);
       const std::uint64_t part_end = std::min(last, vma->end);
-      const bool blind = vma->sight == TwinVma::Sight::pfnmap || vma->sight == TwinVma::Sight::maybe_blind;
-      if (std::string wrong = check_pages(extent, vma, blind && shows_nothing(part_start, part_end)); !wrong.empty()) return wrong;
-      if (i > 0 && extents[i - 1].vma_start == vma_start && should_be_one(extents[i - 1].extent, extent, p)) return at(cursor, "not maximal");
+      const bool blind =
+          vma->sight == TwinVma::Sight::pfnmap || vma->sight == TwinVma::Sight::maybe_blind;
+      if (std::string wrong =
+              check_pages(extent, vma, blind && shows_nothing(part_start, part_end));
+          !wrong.empty())
+        return wrong;
+      if (i > 0 && extents[i - 1].vma_start == vma_start &&
+          should_be_one(extents[i - 1].extent, extent, p))
+        return at(cursor, "not maximal");
     }
     cursor = extent.end().value;
   }
-  if (!gaps) return vma_at(cursor) == nullptr && vma_after(cursor) == nullptr ? std::string{} : at(cursor, "ends too early");
+  if (!gaps)
+    return vma_at(cursor) == nullptr && vma_after(cursor) == nullptr ? std::string{}
+                                                                     : at(cursor, "ends too early");
   return cursor == last ? std::string{} : at(cursor, "ends too early or too late");
 }
 
 std::string NaiveTwin::check_one(VirtAddr address, const Translation& translation) {
   const std::uint64_t page = address.value / process_.page_size * process_.page_size;
   const Extent& extent = translation.extent;
-  if (extent.va.value != page || extent.bytes != process_.page_size) return at(page, "not one page");
+  if (extent.va.value != page || extent.bytes != process_.page_size)
+    return at(page, "not one page");
   const TwinVma* const vma = vma_at(page);
   if (vma == nullptr) {
-    const bool right = !translation.vma && extent.state == PageState::unmapped && extent.reason == Reason::none;
+    const bool right =
+        !translation.vma && extent.state == PageState::unmapped && extent.reason == Reason::none;
     return right ? std::string{} : at(page, "not unmapped");
   }
-  if (!translation.vma || translation.vma->range != VaRange{{vma->start}, {vma->end}}) return at(page, "another VMA");
+  if (!translation.vma || translation.vma->range != VaRange{{vma->start}, {vma->end}})
+    return at(page, "another VMA");
   // One absent page of a VMA that may be blind proves nothing, whatever its others show.
-  return check_pages(extent, vma, vma->sight != TwinVma::Sight::gate && twin_decode(entry(page), process_.proven).state == PageState::absent);
+  return check_pages(extent, vma,
+                     vma->sight != TwinVma::Sight::gate &&
+                         twin_decode(entry(page), process_.proven).state == PageState::absent);
 }
 
 }  // namespace vmem::test

@@ -59,7 +59,8 @@ class NaiveTwin {
 
   /// The same for translate() over `range`, aligned or not. Without `gaps`, for
   /// translate_all().
-  std::string check_translate(VaRange range, const std::vector<VmaExtent>& extents, bool gaps = true);
+  std::string check_translate(VaRange range, const std::vector<VmaExtent>& extents,
+                              bool gaps = true);
 
   /// The same for one address.
   std::string check_one(VirtAddr address, const Translation& translation);

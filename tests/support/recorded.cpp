@@ -29,7 +29,8 @@ struct Sources {
 }  // namespace
 
 Recorded::Recorded(const SystemModel& system) : root_(opened(system, directory_)) {}
-Recorded::Recorded(const std::string& fixture) : Recorded(load_fixture(fixtures_folder() / fixture)) {}
+Recorded::Recorded(const std::string& fixture)
+    : Recorded(load_fixture(fixtures_folder() / fixture)) {}
 
 Process Recorded::process(int pid) const {
   auto process = root_->process(pid);
@@ -52,13 +53,16 @@ SystemModel one_process(std::string maps, std::vector<EntryRun> entries, std::st
   return system;
 }
 
-std::vector<VmaExtent> translate_range(const Process& process, VaRange range, const WalkOptions& options) {
+std::vector<VmaExtent> translate_range(const Process& process, VaRange range,
+                                       const WalkOptions& options) {
   Sources sources(process);
   std::vector<VmaExtent> all;
-  const auto result = translate(process, *sources.translator, sources.inspector, range, options, [&](const Vma* vma, const Extent& extent) {
-    all.push_back({vma == nullptr ? 0 : vma->range.start.value, extent});
-    return true;
-  });
+  const auto result =
+      translate(process, *sources.translator, sources.inspector, range, options,
+                [&](const Vma* vma, const Extent& extent) {
+                  all.push_back({vma == nullptr ? 0 : vma->range.start.value, extent});
+                  return true;
+                });
   if (!result) FAIL(to_string(result.error()));
   return all;
 }
@@ -66,22 +70,31 @@ std::vector<VmaExtent> translate_range(const Process& process, VaRange range, co
 std::vector<VmaExtent> translate_whole(const Process& process, const WalkOptions& options) {
   Sources sources(process);
   std::vector<VmaExtent> all;
-  const auto result = translate_all(process, *sources.translator, sources.inspector, options, [&](const Vma* vma, const Extent& extent) {
-    all.push_back({vma == nullptr ? 0 : vma->range.start.value, extent});
-    return true;
-  });
+  const auto result =
+      translate_all(process, *sources.translator, sources.inspector, options,
+                    [&](const Vma* vma, const Extent& extent) {
+                      all.push_back({vma == nullptr ? 0 : vma->range.start.value, extent});
+                      return true;
+                    });
   if (!result) FAIL(to_string(result.error()));
   return all;
 }
 
 std::string describe(const Extent& extent, PageSize page_size) {
   std::ostringstream text;
-  text << std::hex << extent.va.value << " +" << std::dec << page_size.pages(extent.bytes) << ' ' << to_string(extent.state);
-  if (extent.state == PageState::resident) text << " pfn=" << std::hex << extent.pfn.value << std::dec;
-  if (extent.state == PageState::swapped) text << " type=" << unsigned{extent.swap_type} << " offset=" << extent.swap_offset;
+  text << std::hex << extent.va.value << " +" << std::dec << page_size.pages(extent.bytes) << ' '
+       << to_string(extent.state);
+  if (extent.state == PageState::resident)
+    text << " pfn=" << std::hex << extent.pfn.value << std::dec;
+  if (extent.state == PageState::swapped)
+    text << " type=" << unsigned{extent.swap_type} << " offset=" << extent.swap_offset;
   if (extent.reason != Reason::none) text << " reason=" << static_cast<unsigned>(extent.reason);
-  constexpr std::pair<std::uint8_t, const char*> names[] = {{page_bit::soft_dirty, " soft-dirty"}, {page_bit::exclusive, " exclusive"},
-      {page_bit::uffd_wp, " uffd-wp"}, {page_bit::file, " file"}, {page_bit::leaf_sampled, " leaf-sampled"}};
+  constexpr std::pair<std::uint8_t, const char*> names[] = {
+      {page_bit::soft_dirty, " soft-dirty"},
+      {page_bit::exclusive, " exclusive"},
+      {page_bit::uffd_wp, " uffd-wp"},
+      {page_bit::file, " file"},
+      {page_bit::leaf_sampled, " leaf-sampled"}};
   for (const auto& [bit, name] : names) {
     if ((extent.bits & bit) != 0) text << name;
   }

@@ -40,7 +40,8 @@ struct VmaExtent {
 };
 
 /// translate() over a range, collected. Fails the test on an error.
-std::vector<VmaExtent> translate_range(const Process& process, VaRange range, const WalkOptions& options = {});
+std::vector<VmaExtent> translate_range(const Process& process, VaRange range,
+                                       const WalkOptions& options = {});
 std::vector<VmaExtent> translate_whole(const Process& process, const WalkOptions& options = {});
 
 /// "7f0000 +2 resident pfn=5 exclusive": for messages and for comparing at a glance.

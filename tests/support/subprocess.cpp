@@ -44,11 +44,13 @@ class Pipe {
 [[noreturn]] void start(const std::vector<char*>& argv, const std::vector<char*>& envp,
                         const RunOptions& options, int in, int out, int err, int failure) {
   int stdout_fd = out;
-  if (!options.stdout_path.empty()) stdout_fd = open(options.stdout_path.c_str(), O_WRONLY | O_CLOEXEC);
+  if (!options.stdout_path.empty())
+    stdout_fd = open(options.stdout_path.c_str(), O_WRONLY | O_CLOEXEC);
   bool good = stdout_fd >= 0 && dup2(in, 0) >= 0 && dup2(stdout_fd, 1) >= 0 && dup2(err, 2) >= 0;
   if (!options.directory.empty()) good = good && chdir(options.directory.c_str()) == 0;
   if (options.uid) {
-    good = good && setgroups(0, nullptr) == 0 && setresgid(*options.uid, *options.uid, *options.uid) == 0 &&
+    good = good && setgroups(0, nullptr) == 0 &&
+           setresgid(*options.uid, *options.uid, *options.uid) == 0 &&
            setresuid(*options.uid, *options.uid, *options.uid) == 0;
   }
   signal(SIGPIPE, SIG_DFL);
@@ -102,7 +104,8 @@ RunResult run(const std::vector<std::string>& arguments, const RunOptions& optio
   const pid_t child = fork();
   if (child < 0) throw std::runtime_error("fork");
   if (child == 0) {
-    start(argv, envp, options, in.read_end(), out.write_end(), err.write_end(), failure.write_end());
+    start(argv, envp, options, in.read_end(), out.write_end(), err.write_end(),
+          failure.write_end());
   }
   in.close_read();
   out.close_write();
@@ -117,8 +120,10 @@ RunResult run(const std::vector<std::string>& arguments, const RunOptions& optio
   fcntl(in.write_end(), F_SETFL, O_NONBLOCK);
   while (out.read_end() >= 0 || err.read_end() >= 0) {
     if (in.write_end() >= 0 && written == options.input.size()) in.close_write();
-    std::array<pollfd, 3> fds{{{out.read_end(), POLLIN, 0}, {err.read_end(), POLLIN, 0}, {in.write_end(), POLLOUT, 0}}};
-    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now());
+    std::array<pollfd, 3> fds{
+        {{out.read_end(), POLLIN, 0}, {err.read_end(), POLLIN, 0}, {in.write_end(), POLLOUT, 0}}};
+    const auto left =
+        std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now());
     if (left.count() <= 0) {
       result.timed_out = true;
       kill(child, SIGKILL);
@@ -128,9 +133,12 @@ RunResult run(const std::vector<std::string>& arguments, const RunOptions& optio
     if (fds[0].revents != 0 && drain(out.read_end(), result.out)) out.close_read();
     if (fds[1].revents != 0 && drain(err.read_end(), result.err)) err.close_read();
     if (fds[2].revents != 0) {
-      const ssize_t n = write(in.write_end(), options.input.data() + written, options.input.size() - written);
-      if (n >= 0) written += static_cast<std::size_t>(n);
-      else if (errno != EAGAIN && errno != EINTR) in.close_write();
+      const ssize_t n =
+          write(in.write_end(), options.input.data() + written, options.input.size() - written);
+      if (n >= 0)
+        written += static_cast<std::size_t>(n);
+      else if (errno != EAGAIN && errno != EINTR)
+        in.close_write();
     }
   }
   in.close_write();
@@ -140,7 +148,8 @@ RunResult run(const std::vector<std::string>& arguments, const RunOptions& optio
   while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
   }
   std::signal(SIGPIPE, old_handler);
-  if (not_started) throw std::runtime_error("starting " + arguments[0] + ": " + std::strerror(error));
+  if (not_started)
+    throw std::runtime_error("starting " + arguments[0] + ": " + std::strerror(error));
   if (WIFEXITED(status)) result.status = WEXITSTATUS(status);
   if (WIFSIGNALED(status)) result.signal = WTERMSIG(status);
   return result;

@@ -26,7 +26,8 @@ class SparseWords {
   SparseWords(const SparseWords&) = delete;
   SparseWords& operator=(const SparseWords&) = delete;
 
-  void write_run(std::uint64_t index, std::uint64_t count, std::uint64_t first, std::uint64_t step) {
+  void write_run(std::uint64_t index, std::uint64_t count, std::uint64_t first,
+                 std::uint64_t step) {
     std::uint64_t value = first;
     while (count > 0) {
       const std::uint64_t now = std::min<std::uint64_t>(count, 8192);

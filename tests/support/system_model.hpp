@@ -60,9 +60,9 @@ std::filesystem::path fixtures_folder();
 
 /// pagemap entries, by the table in Documentation/admin-guide/mm/pagemap.rst.
 namespace entry {
-inline constexpr std::uint64_t soft_dirty = 1ULL << 55, exclusive = 1ULL << 56, uffd_wp = 1ULL << 57,
-                               guard = 1ULL << 58, file = 1ULL << 61, swap = 1ULL << 62,
-                               present = 1ULL << 63;
+inline constexpr std::uint64_t soft_dirty = 1ULL << 55, exclusive = 1ULL << 56,
+                               uffd_wp = 1ULL << 57, guard = 1ULL << 58, file = 1ULL << 61,
+                               swap = 1ULL << 62, present = 1ULL << 63;
 constexpr std::uint64_t swapped(std::uint64_t type, std::uint64_t offset) {
   return swap | type | offset << 5;
 }

@@ -12,7 +12,8 @@ namespace vmem::test {
 namespace {
 
 std::string parent() {
-  if (const char* named = std::getenv("VMEM_TEST_TMP"); named != nullptr && *named != '\0') return named;
+  if (const char* named = std::getenv("VMEM_TEST_TMP"); named != nullptr && *named != '\0')
+    return named;
   if (access("/dev/shm", W_OK | X_OK) == 0) return "/dev/shm";
   if (const char* named = std::getenv("TMPDIR"); named != nullptr && *named != '\0') return named;
   return "/tmp";

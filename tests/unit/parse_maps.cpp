@@ -26,16 +26,20 @@ bool rejected(std::string_view text) {
 /// As show_map_vma() in fs/proc/task_mmu.c prints it: the name padded to column 73.
 std::string kernel_line(const Vma& vma) {
   char head[256];
-  std::snprintf(head, sizeof head, "%08llx-%08llx %c%c%c%c %08llx %02x:%02x %llu ", static_cast<unsigned long long>(vma.range.start.value),
-                static_cast<unsigned long long>(vma.range.end.value), vma.readable ? 'r' : '-', vma.writable ? 'w' : '-',
-                vma.executable ? 'x' : '-', vma.shared ? 's' : 'p', static_cast<unsigned long long>(vma.offset), vma.dev_major,
-                vma.dev_minor, static_cast<unsigned long long>(vma.inode));
+  std::snprintf(head, sizeof head, "%08llx-%08llx %c%c%c%c %08llx %02x:%02x %llu ",
+                static_cast<unsigned long long>(vma.range.start.value),
+                static_cast<unsigned long long>(vma.range.end.value), vma.readable ? 'r' : '-',
+                vma.writable ? 'w' : '-', vma.executable ? 'x' : '-', vma.shared ? 's' : 'p',
+                static_cast<unsigned long long>(vma.offset), vma.dev_major, vma.dev_minor,
+                static_cast<unsigned long long>(vma.inode));
   std::string text = head;
   if (vma.path.empty()) return text;
   while (text.size() < 73) text += ' ';
   for (const char c : vma.path) {
-    if (c == '\n') text += "\\012";
-    else text += c;
+    if (c == '\n')
+      text += "\\012";
+    else
+      text += c;
   }
   return text;
 }
@@ -43,7 +47,9 @@ std::string kernel_line(const Vma& vma) {
 }  // namespace
 
 TEST_CASE("a file's line") {
-  const Vma vma = line("7f0387f4d000-7f03880a3000 r-xp 00026000 fe:00 332835                     /usr/lib/x86_64-linux-gnu/libc.so.6");
+  const Vma vma = line(
+      "7f0387f4d000-7f03880a3000 r-xp 00026000 fe:00 332835                     "
+      "/usr/lib/x86_64-linux-gnu/libc.so.6");
   CHECK(vma.range == VaRange{{0x7f0387f4d000}, {0x7f03880a3000}});
   CHECK((vma.readable && !vma.writable && vma.executable && !vma.shared));
   CHECK(vma.offset == 0x26000);
@@ -56,7 +62,8 @@ TEST_CASE("a file's line") {
 
 TEST_CASE("all sixteen permissions") {
   for (unsigned bits = 0; bits < 16; ++bits) {
-    const std::string text{bits & 8 ? 'r' : '-', bits & 4 ? 'w' : '-', bits & 2 ? 'x' : '-', bits & 1 ? 's' : 'p'};
+    const std::string text{bits & 8 ? 'r' : '-', bits & 4 ? 'w' : '-', bits & 2 ? 'x' : '-',
+                           bits & 1 ? 's' : 'p'};
     const Vma vma = line("1000-2000 " + text + " 00000000 00:00 0 ");
     CHECK(permissions(vma) == text);
     CHECK((vma.readable == ((bits & 8) != 0) && vma.writable == ((bits & 4) != 0)));
@@ -99,8 +106,13 @@ TEST_CASE("names as the kernel writes them") {
       {"/cr\r", "/cr\r"},
   };
   for (const Case& c : cases) {
-    CHECK(line(std::string("00400000-00401000 rw-p 00000000 fe:00 17                                 ") + c.name).path == c.path);
-    CHECK(line(std::string("7f0387f4d000-7f03880a3000 rw-p 00000000 103:02 18446744073709551615 ") + c.name).path == c.path);
+    CHECK(line(std::string(
+                   "00400000-00401000 rw-p 00000000 fe:00 17                                 ") +
+               c.name)
+              .path == c.path);
+    CHECK(line(std::string("7f0387f4d000-7f03880a3000 rw-p 00000000 103:02 18446744073709551615 ") +
+               c.name)
+              .path == c.path);
   }
 }
 
@@ -111,11 +123,13 @@ TEST_CASE("no name: with and without the padding") {
 }
 
 TEST_CASE("numbers at their limits") {
-  const Vma gate = line("ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsyscall]");
+  const Vma gate =
+      line("ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsyscall]");
   CHECK(gate.range.start == VirtAddr{0xffffffffff600000});
   CHECK(gate.path == "[vsyscall]");
   CHECK(line("0-1000 rw-p 0 0:0 0 ").range == VaRange{{0}, {0x1000}});
-  const Vma wide = line("100000000000000-fffffffffffff000 rw-s ffffffffffffffff fffff:fffff 18446744073709551615 /x");
+  const Vma wide = line(
+      "100000000000000-fffffffffffff000 rw-s ffffffffffffffff fffff:fffff 18446744073709551615 /x");
   CHECK(wide.range == VaRange{{0x100000000000000}, {0xfffffffffffff000}});
   CHECK(wide.offset == 0xffffffffffffffff);
   CHECK(wide.dev_major == 0xfffff);
@@ -169,8 +183,10 @@ TEST_CASE("what is not a maps line") {
   }
 }
 
-TEST_CASE("every prefix and every changed byte of a line is parsed or rejected, never read beyond") {
-  const std::string good = "7f0387f4d000-7f03880a3000 r-xp 00026000 fe:00 332835   /usr/a\\012b (deleted)";
+TEST_CASE(
+    "every prefix and every changed byte of a line is parsed or rejected, never read beyond") {
+  const std::string good =
+      "7f0387f4d000-7f03880a3000 r-xp 00026000 fe:00 332835   /usr/a\\012b (deleted)";
   for (std::size_t size = 0; size <= good.size(); ++size) {
     // A buffer of exactly that size: a sanitizer sees a read beyond it.
     const std::vector<char> exact(good.begin(), good.begin() + static_cast<std::ptrdiff_t>(size));
@@ -203,7 +219,8 @@ TEST_CASE("what the kernel would print of a VMA reads back as that VMA") {
     vma.inode = random() >> (random() % 64);
     static constexpr std::string_view letters = "ab/ \n()[]:\\-\t\x80\xff";
     if (random() % 4 != 0) vma.path = "/";
-    for (auto n = vma.path.empty() ? 0 : random() % 40; n > 0; --n) vma.path += letters[random() % letters.size()];
+    for (auto n = vma.path.empty() ? 0 : random() % 40; n > 0; --n)
+      vma.path += letters[random() % letters.size()];
     if (vma.path.find("\\012") != std::string::npos) continue;
     const std::string text = kernel_line(vma);
     CAPTURE(text);
@@ -234,7 +251,8 @@ TEST_CASE("a text of many lines") {
     CHECK(vmas[2].path == "[anon:x]");
   }
   SECTION("a name does not leak into the next line") {
-    REQUIRE(parse_maps("1000-2000 rw-p 0 00:00 1 /long/name\n2000-3000 rw-p 0 00:00 0 \n", collect));
+    REQUIRE(
+        parse_maps("1000-2000 rw-p 0 00:00 1 /long/name\n2000-3000 rw-p 0 00:00 0 \n", collect));
     CHECK(vmas.at(1).path.empty());
   }
   SECTION("nothing at all") {
@@ -253,9 +271,7 @@ TEST_CASE("a text of many lines") {
     CHECK(result.error().address == text.size());
     CHECK(vmas.size() == 3);
   }
-  SECTION("an empty line is a bad line") {
-    CHECK_FALSE(parse_maps(text + "\n" + text, collect));
-  }
+  SECTION("an empty line is a bad line") { CHECK_FALSE(parse_maps(text + "\n" + text, collect)); }
   SECTION("an embedded zero byte is part of a name, or a bad line, never an end") {
     const std::string zero = "1000-2000 rw-p 00000000 00:00 1 /a" + std::string(1, '\0') + "b\n";
     if (parse_maps(zero + text, collect)) CHECK(vmas.size() == 4);
@@ -270,7 +286,8 @@ TEST_CASE("a line longer than the kernel's 4 KiB buffer") {
     name += '\n';
     escaped += "\\012";
   }
-  const std::string text = "1000-2000 rw-p 00000000 fe:00 9 " + escaped + "\n2000-3000 rw-p 00000000 00:00 0 \n";
+  const std::string text =
+      "1000-2000 rw-p 00000000 fe:00 9 " + escaped + "\n2000-3000 rw-p 00000000 00:00 0 \n";
   std::vector<std::string> names;
   REQUIRE(parse_maps(text, [&](const Vma& vma) {
     names.push_back(vma.path);
@@ -288,15 +305,18 @@ TEST_CASE("a million lines") {
   constexpr std::uint64_t count = 1'000'000;
   for (std::uint64_t i = 0; i < count; ++i) {
     const auto start = static_cast<unsigned long long>(0x7f0000000000 + i * 0x2000);
-    const int n = std::snprintf(buffer, sizeof buffer, "%llx-%llx r%c-p %08llx fe:00 %llu %s\n", start, start + 0x1000, i % 2 ? 'w' : '-',
-                                static_cast<unsigned long long>(i << 12), static_cast<unsigned long long>(i), i % 3 ? "                   /usr/lib/some/file.so" : "");
+    const int n =
+        std::snprintf(buffer, sizeof buffer, "%llx-%llx r%c-p %08llx fe:00 %llu %s\n", start,
+                      start + 0x1000, i % 2 ? 'w' : '-', static_cast<unsigned long long>(i << 12),
+                      static_cast<unsigned long long>(i),
+                      i % 3 ? "                   /usr/lib/some/file.so" : "");
     text.append(buffer, static_cast<std::size_t>(n));
   }
   std::uint64_t seen = 0;
   bool right = true;
   REQUIRE(parse_maps(text, [&](const Vma& vma) {
-    right = right && vma.range.start.value == 0x7f0000000000 + seen * 0x2000 && vma.inode == seen && vma.offset == seen << 12 &&
-            vma.path.empty() == (seen % 3 == 0);
+    right = right && vma.range.start.value == 0x7f0000000000 + seen * 0x2000 && vma.inode == seen &&
+            vma.offset == seen << 12 && vma.path.empty() == (seen % 3 == 0);
     ++seen;
     return true;
   }));

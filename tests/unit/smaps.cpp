@@ -24,12 +24,14 @@ const std::string maps =
 /// With all the other fields that a kernel prints, and a name that looks like one.
 const std::string smaps =
     "10000-20000 rw-p 00000000 00:00 0 \n"
-    "Size:                 64 kB\nKernelPageSize:        4 kB\nMMUPageSize:           4 kB\nRss:                   8 kB\n"
+    "Size:                 64 kB\nKernelPageSize:        4 kB\nMMUPageSize:           4 kB\nRss:   "
+    "                8 kB\n"
     "THPeligible:           0\nProtectionKey:         0\nVmFlags: rd wr mr mw me ac sd zz ?? \n"
     "20000-30000 r--p 00000000 00:00 0 [vvar]\n"
     "Size:                 64 kB\nKernelPageSize:        4 kB\nVmFlags: rd mr pf io de dd \n"
     "40000-50000 rw-s 00000000 00:0f 7 /Rss: (deleted)\n"
-    "Size:                 64 kB\nKernelPageSize:     2048 kB\nVmFlags: rd wr sh mr mw me ms de ht sd \n";
+    "Size:                 64 kB\nKernelPageSize:     2048 kB\nVmFlags: rd wr sh mr mw me ms de ht "
+    "sd \n";
 
 }  // namespace
 
@@ -88,7 +90,9 @@ TEST_CASE("gaps, both ends, and questions in any order") {
 }
 
 TEST_CASE("a kernel without VmFlags, or without KernelPageSize") {
-  const Recorded tree(with_smaps(maps, "10000-20000 rw-p 00000000 00:00 0 \nRss: 8 kB\n20000-30000 r--p 00000000 00:00 0 [vvar]\nVmFlags:\n"));
+  const Recorded tree(with_smaps(maps,
+                                 "10000-20000 rw-p 00000000 00:00 0 \nRss: 8 kB\n20000-30000 r--p "
+                                 "00000000 00:00 0 [vvar]\nVmFlags:\n"));
   const Process process = tree.process(1);
   SmapsReader reader(process);
   auto entry = reader.find({0x10000});
@@ -104,9 +108,12 @@ TEST_CASE("a kernel without VmFlags, or without KernelPageSize") {
 }
 
 TEST_CASE("a page size that cannot be is not known") {
-  for (const char* const size : {"0", "3", "18446744073709551615", "99999999999999999999", "-4", "junk", ""}) {
+  for (const char* const size :
+       {"0", "3", "18446744073709551615", "99999999999999999999", "-4", "junk", ""}) {
     CAPTURE(size);
-    const Recorded tree(with_smaps(maps, std::string("10000-20000 rw-p 00000000 00:00 0 \nKernelPageSize: ") + size + " kB\n"));
+    const Recorded tree(with_smaps(
+        maps,
+        std::string("10000-20000 rw-p 00000000 00:00 0 \nKernelPageSize: ") + size + " kB\n"));
     const Process process = tree.process(1);
     SmapsReader reader(process);
     const auto entry = reader.find({0x10000});

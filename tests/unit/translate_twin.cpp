@@ -34,10 +34,14 @@ VaRange random_range(std::mt19937_64& random, const TwinProcess& process) {
     const TwinVma& vma = process.vmas[random() % process.vmas.size()];
     // Borders and what lies next to them, else anywhere in a VMA, else anywhere.
     switch (random() % 4) {
-      case 0: return (random() % 2 != 0 ? vma.start : vma.end) + random() % 3 - 1;
-      case 1: return vma.start + random() % (vma.end - vma.start);
-      case 2: return random() % (all.bytes() + process.page_size * 4) + all.start.value;
-      default: return random() % 50 * process.page_size;
+      case 0:
+        return (random() % 2 != 0 ? vma.start : vma.end) + random() % 3 - 1;
+      case 1:
+        return vma.start + random() % (vma.end - vma.start);
+      case 2:
+        return random() % (all.bytes() + process.page_size * 4) + all.start.value;
+      default:
+        return random() % 50 * process.page_size;
     }
   };
   std::uint64_t a = point(), b = point();
@@ -48,7 +52,10 @@ VaRange random_range(std::mt19937_64& random, const TwinProcess& process) {
 class Subject {
  public:
   explicit Subject(const RandomSystem& made)
-      : tree_(made.system), process_(tree_.process(1)), twin_(tree_.directory().path(), made.twin), inspector_(process_) {
+      : tree_(made.system),
+        process_(tree_.process(1)),
+        twin_(tree_.directory().path(), made.twin),
+        inspector_(process_) {
     auto opened = open_translator(process_);
     if (!opened) FAIL(to_string(opened.error()));
     translator_ = std::move(*opened);
@@ -68,7 +75,8 @@ class Subject {
   }
 
   std::string check_all(const WalkOptions& options) {
-    return twin_.check_translate({{0}, {~std::uint64_t{0}}}, translate_whole(process_, options), false);
+    return twin_.check_translate({{0}, {~std::uint64_t{0}}}, translate_whole(process_, options),
+                                 false);
   }
 
   std::string check_one(VirtAddr address) {
@@ -151,7 +159,10 @@ TEST_CASE("random systems so long that a second thread takes part") {
     process.pid = 1;
     process.maps = "7f0000000000-7f01e8480000 rw-p 00000000 00:00 0 \n";
     for (std::uint64_t at = 0; at < pages;) {
-      EntryRun run{.va = start + at * 4096, .pages = 1 + random() % options.pages_per_run, .first = entry::present | (random() >> 30), .step = 1};
+      EntryRun run{.va = start + at * 4096,
+                   .pages = 1 + random() % options.pages_per_run,
+                   .first = entry::present | (random() >> 30),
+                   .step = 1};
       run.pages = std::min(run.pages, pages - at);
       at += run.pages + random() % 3;
       process.entries.push_back(run);
@@ -167,20 +178,26 @@ TEST_CASE("random systems so long that a second thread takes part") {
 }
 
 TEST_CASE("the fixtures of the real machines, against the twin") {
-  const std::pair<const char*, int> fixtures[] = {{"x86-64", 1042}, {"swapped", 77}, {"hidden", 300}};
+  const std::pair<const char*, int> fixtures[] = {
+      {"x86-64", 1042}, {"swapped", 77}, {"hidden", 300}};
   for (const auto& [name, pid] : fixtures) {
     CAPTURE(name);
     const Recorded tree{std::string(name)};
     const Process process = tree.process(pid);
-    TwinProcess known{.pid = pid, .page_size = 4096, .proven = std::string(name) != "hidden", .vmas = {}};
+    TwinProcess known{
+        .pid = pid, .page_size = 4096, .proven = std::string(name) != "hidden", .vmas = {}};
     const auto vmas = read_vmas(process);
     REQUIRE(vmas);
     for (const Vma& vma : *vmas) {
       const bool blind = vma.path.starts_with("[vvar");
       known.vmas.push_back({vma.range.start.value, vma.range.end.value,
-                            vma.path == "[vsyscall]" ? TwinVma::Sight::gate : blind ? TwinVma::Sight::pfnmap : TwinVma::Sight::ordinary});
+                            vma.path == "[vsyscall]" ? TwinVma::Sight::gate
+                            : blind                  ? TwinVma::Sight::pfnmap
+                                                     : TwinVma::Sight::ordinary});
     }
     NaiveTwin twin(tree.directory().path(), known);
-    for (const WalkOptions& way : ways) CHECK(twin.check_translate({{0}, {~std::uint64_t{0}}}, translate_whole(process, way), false) == "");
+    for (const WalkOptions& way : ways)
+      CHECK(twin.check_translate({{0}, {~std::uint64_t{0}}}, translate_whole(process, way),
+                                 false) == "");
   }
 }

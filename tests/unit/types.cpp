@@ -18,7 +18,8 @@ template <class A, class B>
 concept addable = requires(A a, B b) { a + b; };
 
 // What must not compile: bytes, pages and frames, virtual and physical, do not mix.
-static_assert(!comparable<VirtAddr, PhysAddr> && !comparable<PhysAddr, Pfn> && !comparable<VirtAddr, Pfn>);
+static_assert(!comparable<VirtAddr, PhysAddr> && !comparable<PhysAddr, Pfn> &&
+              !comparable<VirtAddr, Pfn>);
 static_assert(!subtractable<VirtAddr, PhysAddr> && !subtractable<PhysAddr, Pfn>);
 static_assert(!addable<VirtAddr, VirtAddr> && !addable<PhysAddr, PhysAddr> && !addable<Pfn, Pfn>);
 static_assert(!std::is_convertible_v<std::uint64_t, PageSize>);
@@ -28,9 +29,10 @@ static_assert(!std::is_convertible_v<std::uint64_t, PageSize>);
 TEST_CASE("page sizes are powers of two from 4 KiB to 1 TiB") {
   CHECK(PageSize::valid(4096));
   CHECK(PageSize::valid(std::uint64_t{1} << 40));
-  for (const std::uint64_t bad : {std::uint64_t{0}, std::uint64_t{1}, std::uint64_t{3}, std::uint64_t{2048}, std::uint64_t{4095},
-                                  std::uint64_t{4097}, std::uint64_t{12288}, std::uint64_t{1} << 41, std::uint64_t{1} << 63,
-                                  std::numeric_limits<std::uint64_t>::max()}) {
+  for (const std::uint64_t bad :
+       {std::uint64_t{0}, std::uint64_t{1}, std::uint64_t{3}, std::uint64_t{2048},
+        std::uint64_t{4095}, std::uint64_t{4097}, std::uint64_t{12288}, std::uint64_t{1} << 41,
+        std::uint64_t{1} << 63, std::numeric_limits<std::uint64_t>::max()}) {
     CAPTURE(bad);
     CHECK_FALSE(PageSize::valid(bad));
   }

@@ -46,11 +46,13 @@ std::string random_maps(std::mt19937_64& random, int count) {
     at += random() % 3 * 0x1000;
     const std::uint64_t end = at + (random() % 5 + 1) * 0x1000;
     char head[128];
-    std::snprintf(head, sizeof head, "%08llx-%08llx rw-p 00000000 fe:01 %llu ", static_cast<unsigned long long>(at),
-                  static_cast<unsigned long long>(end), static_cast<unsigned long long>(random() % 3));
+    std::snprintf(head, sizeof head, "%08llx-%08llx rw-p 00000000 fe:01 %llu ",
+                  static_cast<unsigned long long>(at), static_cast<unsigned long long>(end),
+                  static_cast<unsigned long long>(random() % 3));
     maps += head;
     // Names of every length up to PATH_MAX, so that lines end anywhere in the read buffer.
-    if (random() % 2 != 0) maps += "/" + std::string(random() % (random() % 50 == 0 ? 4095 : 120), 'n');
+    if (random() % 2 != 0)
+      maps += "/" + std::string(random() % (random() % 50 == 0 ? 4095 : 120), 'n');
     maps += '\n';
     at = end;
   }
@@ -76,7 +78,8 @@ TEST_CASE("the stream, the list and the parser agree") {
 TEST_CASE("find_vma agrees with the list at every border") {
   std::mt19937_64 random(4);
   for (int i = 0; i < 20; ++i) {
-    const std::string maps = random_maps(random, 40) + "ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]\n";
+    const std::string maps = random_maps(random, 40) +
+                             "ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]\n";
     const Recorded tree(one_process(maps));
     const Process process = tree.process(1);
     const std::vector<Vma> vmas = parsed(maps);
@@ -87,8 +90,9 @@ TEST_CASE("find_vma agrees with the list at every border") {
       return {};
     };
     for (const Vma& vma : vmas) {
-      for (const VirtAddr address : {vma.range.start - 1, vma.range.start, vma.range.start + 1, vma.range.start + 0x800,
-                                     vma.range.end - 1, vma.range.end, vma.range.end + 1}) {
+      for (const VirtAddr address :
+           {vma.range.start - 1, vma.range.start, vma.range.start + 1, vma.range.start + 0x800,
+            vma.range.end - 1, vma.range.end, vma.range.end + 1}) {
         CAPTURE(address.value);
         std::optional<PageSize> size;
         const auto found = find_vma(process, address, &size);
@@ -97,7 +101,8 @@ TEST_CASE("find_vma agrees with the list at every border") {
         CHECK_FALSE(size);  // the text does not tell
       }
     }
-    for (const std::uint64_t address : {std::uint64_t{0}, ~std::uint64_t{0}, std::uint64_t{1} << 63}) {
+    for (const std::uint64_t address :
+         {std::uint64_t{0}, ~std::uint64_t{0}, std::uint64_t{1} << 63}) {
       const auto found = find_vma(process, {address});
       REQUIRE(found);
       CHECK(*found == expected({address}));
@@ -106,7 +111,8 @@ TEST_CASE("find_vma agrees with the list at every border") {
 }
 
 TEST_CASE("a last line without its newline counts") {
-  const Recorded tree(one_process("1000-2000 rw-p 00000000 00:00 0 \n3000-4000 rw-p 00000000 00:00 0 [heap]"));
+  const Recorded tree(
+      one_process("1000-2000 rw-p 00000000 00:00 0 \n3000-4000 rw-p 00000000 00:00 0 [heap]"));
   const auto all = streamed(tree.process(1));
   REQUIRE(all.size() == 2);
   CHECK(all[1].path == "[heap]");
@@ -122,7 +128,9 @@ TEST_CASE("a recorded maps that the kernel cannot have written is malformed") {
       {"overlap", "1f000-30000 rw-p 00000000 00:00 0 \n"},
       {"descending", "1000-2000 rw-p 00000000 00:00 0 \n"},
       {"the same again", good},
-      {"a binary file", std::string("\x7f""ELF\0\0\0", 7)},
+      {"a binary file", std::string("\x7f"
+                                    "ELF\0\0\0",
+                                    7)},
       {"a very long line", std::string(1 << 20, 'x')},
   };
   for (const auto& [name, text] : cases) {

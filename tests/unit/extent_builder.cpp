@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: MIT
+#include "extent_builder.hpp"
+
+#include <random>
+#include <vector>
+
+#include "support/catch.hpp"
+
+using namespace vmem;
+
+namespace {
+
+constexpr PageSize p{4096};
+
+Extent run(std::uint64_t page, std::uint64_t pages, PageState state, std::uint64_t number = 0) {
+  Extent e;
+  e.va = {page * 4096};
+  e.bytes = pages * 4096;
+  e.state = state;
+  if (state == PageState::resident)
+    e.pfn = {number};
+  else
+    e.swap_offset = number;
+  return e;
+}
+
+std::vector<Extent> built(const std::vector<Extent>& runs) {
+  std::vector<Extent> out;
+  const auto keep = [&](const Extent& e) {
+    out.push_back(e);
+    return true;
+  };
+  ExtentBuilder builder{p, keep};
+  for (const Extent& e : runs) CHECK(builder.add(e));
+  CHECK(builder.flush());
+  return out;
+}
+
+}  // namespace
+
+TEST_CASE("consecutive frames at consecutive addresses are one extent") {
+  const auto out = built({run(1, 2, PageState::resident, 10), run(3, 1, PageState::resident, 12),
+                          run(4, 3, PageState::resident, 13)});
+  REQUIRE(out.size() == 1);
+  CHECK(out[0].va == VirtAddr{4096});
+  CHECK(out[0].bytes == 6 * 4096);
+  CHECK(out[0].pfn == Pfn{10});
+}
+
+TEST_CASE("what is not one") {
+  const Extent base = run(1, 2, PageState::resident, 10);
+  Extent next = run(3, 1, PageState::resident, 12);
+  SECTION("control: it is one") {
+    CHECK(built({base, next}).size() == 1);
+    return;
+  }
+  SECTION("frames jump") next.pfn = {13};
+  SECTION("frames stand still") next.pfn = {10};
+  SECTION("frames run down") next.pfn = {9};
+  SECTION("addresses jump") next.va = {4 * 4096};
+  SECTION("state") next.state = PageState::hidden;
+  SECTION("reason") next.reason = Reason::pfnmap;
+  SECTION("bits") next.bits = page_bit::soft_dirty;
+  SECTION("leaf") next.leaf_shift = 21;
+  SECTION("swap type") next.swap_type = 1;
+  SECTION("backend") next.backend = Backend::bpf;
+  SECTION("page-table attributes") next.pte = 1;
+  CHECK(built({base, next}).size() == 2);
+}
+
+TEST_CASE("states without a number merge whatever their number field says") {
+  for (const PageState state :
+       {PageState::absent, PageState::guard, PageState::hidden, PageState::unseen,
+        PageState::unmapped, PageState::special, PageState::changed}) {
+    CHECK(built({run(0, 1, state, 5), run(1, 1, state, 99)}).size() == 1);
+  }
+  Extent a = run(0, 1, PageState::swapped), b = run(1, 1, PageState::swapped);
+  a.reason = b.reason = Reason::swap_fields_hidden;
+  CHECK(built({a, b}).size() == 1);
+}
+
+TEST_CASE("swap slots count as frames do") {
+  CHECK(built({run(0, 2, PageState::swapped, 7), run(2, 1, PageState::swapped, 9)}).size() == 1);
+  CHECK(built({run(0, 2, PageState::swapped, 7), run(2, 1, PageState::swapped, 8)}).size() == 2);
+}
+
+TEST_CASE("nothing in, nothing out") { CHECK(built({}).empty()); }
+
+TEST_CASE("a sink that has had enough gets no more") {
+  int seen = 0;
+  const auto sink = [&](const Extent&) { return ++seen < 2; };
+  ExtentBuilder builder{p, sink};
+  CHECK(builder.add(run(0, 1, PageState::resident, 1)));
+  CHECK(builder.add(run(1, 1, PageState::resident, 5)));
+  CHECK_FALSE(builder.add(run(2, 1, PageState::resident, 9)));
+  CHECK_FALSE(builder.flush());
+  CHECK(seen == 2);
+}
+
+TEST_CASE("cutting an extent anywhere and merging gives it back") {
+  std::mt19937_64 random(6);
+  for (int i = 0; i < 2000; ++i) {
+    Extent whole = run(random() % 100, 2 + random() % 50, static_cast<PageState>(random() % 9),
+                       random() % 1000);
+    if (random() % 4 == 0) whole.reason = Reason::swap_fields_hidden;
+    Extent rest = whole;
+    std::vector<Extent> pieces;
+    while (rest.bytes > 4096 && random() % 4 != 0)
+      pieces.push_back(cut_front(rest, (1 + random() % (rest.bytes / 4096 - 1)) * 4096, p));
+    pieces.push_back(rest);
+    std::uint64_t at = whole.va.value;
+    for (const Extent& piece : pieces) {
+      CHECK(piece.va.value == at);
+      at += piece.bytes;
+    }
+    const auto out = built(pieces);
+    REQUIRE(out.size() == 1);
+    CHECK(out[0].va == whole.va);
+    CHECK(out[0].bytes == whole.bytes);
+    CHECK(out[0].swap_offset == whole.swap_offset);
+  }
+}
