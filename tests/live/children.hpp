@@ -43,8 +43,7 @@ inline std::string first_line(const std::string& path) {
 inline bool write_setting(const std::string& path, const std::string& value) {
   const int fd = open(path.c_str(), O_WRONLY | O_CLOEXEC);
   if (fd < 0) return false;
-  const bool written =
-      write(fd, value.data(), value.size()) == static_cast<ssize_t>(value.size());
+  const bool written = write(fd, value.data(), value.size()) == static_cast<ssize_t>(value.size());
   close(fd);
   return written;
 }
@@ -52,7 +51,7 @@ inline bool write_setting(const std::string& path, const std::string& value) {
 /// Held while a setting of the whole machine is changed: tests run side by side.
 class MachineLock {
  public:
-  MachineLock() : fd_(open("/tmp/vmem-live-tests.lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600)) {
+  MachineLock() : fd_(open("/proc/sys/vm", O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
     if (fd_ < 0 || flock(fd_, LOCK_EX) != 0) throw std::runtime_error("locking the machine");
   }
   ~MachineLock() { close(fd_); }
@@ -208,7 +207,7 @@ class FileDir {
   FileDir() {
     constexpr long tmpfs = 0x01021994;
     for (const char* parent : {"/tmp", "/var/tmp", "."}) {
-      struct statfs facts{};
+      struct statfs facts {};
       std::string name = std::string(parent) + "/vmem-live-XXXXXX";
       if (statfs(parent, &facts) == 0 && facts.f_type != tmpfs && mkdtemp(name.data())) {
         path_ = name;

@@ -162,21 +162,21 @@ TEST_CASE("a range reports its gaps and nothing outside it") {
   const std::uint64_t end = child.mapping("guard-pages").start + 5 * base_page + 1;
   std::uint64_t at = start / base_page * base_page;
   std::vector<std::string> states;
-  const auto result =
-      translate(process, **translator, inspector, {{start}, {end}}, {},
-                [&](const Vma* vma, const Extent& e) {
-                  INFO(describe(e));
-                  CHECK(e.va.value == at);
-                  CHECK((vma == nullptr) == (e.state == PageState::unmapped));
-                  if (vma != nullptr) {
-                    CHECK(vma->range.start <= e.va);
-                    CHECK(e.end() <= vma->range.end);
-                  }
-                  at = e.end().value;
-                  const std::string state(to_string(e.state));
-                  if (states.empty() || states.back() != state) states.push_back(state);
-                  return true;
-                });
+  const auto result = translate(process, **translator, inspector, {{start}, {end}}, {},
+                                [&](const Vma* vma, const Extent& e) {
+                                  INFO(describe(e));
+                                  CHECK(e.va.value == at);
+                                  CHECK((vma == nullptr) == (e.state == PageState::unmapped));
+                                  if (vma != nullptr) {
+                                    CHECK(vma->range.start <= e.va);
+                                    CHECK(e.end() <= vma->range.end);
+                                  }
+                                  at = e.end().value;
+                                  const std::string state(to_string(e.state));
+                                  if (states.empty() || states.back() != state)
+                                    states.push_back(state);
+                                  return true;
+                                });
   REQUIRE(result);
   CHECK(at == child.mapping("guard-pages").start + 6 * base_page);
   const std::string in = shown_pfns() ? "resident" : "hidden";

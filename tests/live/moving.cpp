@@ -73,6 +73,7 @@ TEST_CASE("a process that ends during a walk is an error, and what came before i
       const VaRange range{{place}, {place + (std::uint64_t{1} << 21) * base_page}};
       unsigned extents = 0;
       bool right = true;
+      std::string wrong;
       const auto end_child = [&] {
         kill(child.pid(), SIGKILL);
         (void)waitpid(child.pid(), nullptr, WNOWAIT | WEXITED);
@@ -82,10 +83,13 @@ TEST_CASE("a process that ends during a walk is an error, and what came before i
       if (stop_after == 0) end_child();
       std::uint64_t at = place;
       const auto result = walk_all(process, range, threads, [&](const Vma*, const Extent& e) {
-        right = right && e.va.value == at && (is_sparse(e) || e.state == PageState::changed);
+        const bool good = e.va.value == at && (is_sparse(e) || e.state == PageState::changed);
+        if (right && !good) wrong = "expected at " + hex(at) + ", got " + describe(e);
+        right = right && good;
         at = e.end().value;
         if (++extents == stop_after) end_child();
       });
+      INFO(wrong << " after " << extents << " extents");
       CHECK(right);
       REQUIRE_FALSE(result);
       INFO(to_string(result.error()));
@@ -167,30 +171,30 @@ TEST_CASE("a mapping that alternates between two states is told as one of them, 
   const auto deadline = Clock::now() + std::chrono::seconds(8);
   while (Clock::now() < deadline) {
     std::uint64_t at = place;
-    const auto result = translate(
-        process, **translator, inspector, {{place}, {place + pages * base_page}}, {},
-        [&](const Vma* vma, const Extent& e) {
-          INFO(describe(e) << (vma == nullptr ? "" : " " + permissions(*vma)));
-          CHECK(e.va.value == at);
-          at = e.end().value;
-          if (e.state == PageState::changed) {
-            ++seen["changed"];
-          } else if (vma == nullptr) {
-            CHECK(e.state == PageState::unmapped);
-            ++seen["unmapped"];
-          } else if (vma->writable) {
-            CHECK(vma->range == VaRange{{place}, {place + pages * base_page}});
-            // Untouched for a moment after it was mapped.
-            CHECK((e.state == PageState::resident || e.state == PageState::hidden ||
-                   e.state == PageState::absent));
-            ++seen["long"];
-          } else {
-            CHECK(vma->range == VaRange{{place}, {place + pages / 2 * base_page}});
-            CHECK(e.state == PageState::absent);
-            ++seen["short"];
-          }
-          return true;
-        });
+    const auto result =
+        translate(process, **translator, inspector, {{place}, {place + pages * base_page}}, {},
+                  [&](const Vma* vma, const Extent& e) {
+                    INFO(describe(e) << (vma == nullptr ? "" : " " + permissions(*vma)));
+                    CHECK(e.va.value == at);
+                    at = e.end().value;
+                    if (e.state == PageState::changed) {
+                      ++seen["changed"];
+                    } else if (vma == nullptr) {
+                      CHECK(e.state == PageState::unmapped);
+                      ++seen["unmapped"];
+                    } else if (vma->writable) {
+                      CHECK(vma->range == VaRange{{place}, {place + pages * base_page}});
+                      // Untouched for a moment after it was mapped.
+                      CHECK((e.state == PageState::resident || e.state == PageState::hidden ||
+                             e.state == PageState::absent));
+                      ++seen["long"];
+                    } else {
+                      CHECK(vma->range == VaRange{{place}, {place + pages / 2 * base_page}});
+                      CHECK(e.state == PageState::absent);
+                      ++seen["short"];
+                    }
+                    return true;
+                  });
     REQUIRE(result);
     CHECK(at == place + pages * base_page);
   }
@@ -207,7 +211,9 @@ TEST_CASE("VMAs that come and go beside a still one do not disturb its answer") 
     for (std::uint64_t i = 0;; ++i) {
       const std::uint64_t at = place + (pages + 1 + i % 64 * 2) * base_page;
       *map_at(at, 1) = 1;
-      if (i >= 32) munmap(reinterpret_cast<void*>(place + (pages + 1 + (i - 32) % 64 * 2) * base_page), base_page);
+      if (i >= 32)
+        munmap(reinterpret_cast<void*>(place + (pages + 1 + (i - 32) % 64 * 2) * base_page),
+               base_page);
     }
   });
   const Process process = process_of(child.pid());
@@ -220,9 +226,8 @@ TEST_CASE("VMAs that come and go beside a still one do not disturb its answer") 
   while (Clock::now() < deadline) {
     std::vector<std::uint64_t> now;
     const auto result =
-        translate(process, **translator, inspector,
-                  {{place}, {place + (pages + 256) * base_page}}, {},
-                  [&](const Vma* vma, const Extent& e) {
+        translate(process, **translator, inspector, {{place}, {place + (pages + 256) * base_page}},
+                  {}, [&](const Vma* vma, const Extent& e) {
                     if (e.va.value < place + pages * base_page) {
                       INFO(describe(e));
                       CHECK(vma != nullptr);
@@ -271,9 +276,14 @@ TEST_CASE("one address of a mapping that alternates has one of its two answers")
     switch (t->extent.state) {
       case PageState::resident:
       case PageState::hidden:
-      case PageState::absent: CHECK(t->vma); break;
-      case PageState::unmapped: CHECK_FALSE(t->vma); break;
-      default: CHECK(t->extent.state == PageState::changed);
+      case PageState::absent:
+        CHECK(t->vma);
+        break;
+      case PageState::unmapped:
+        CHECK_FALSE(t->vma);
+        break;
+      default:
+        CHECK(t->extent.state == PageState::changed);
     }
   }
   CHECK(seen[PageState::unmapped] > 0);
@@ -296,12 +306,11 @@ TEST_CASE("a huge reserved range can be walked while its process is killed") {
   std::uint64_t pages = 0;
   const auto deadline = Clock::now() + std::chrono::seconds(60);
   for (;;) {
-    const auto result = walk_all(process, {{place}, {place + large_pages * base_page}}, 2,
-                                 [&](const Vma*, const Extent& e) {
-                                   CHECK((e.state == PageState::absent ||
-                                          e.state == PageState::changed));
-                                   pages += e.bytes / base_page;
-                                 });
+    const auto result = walk_all(
+        process, {{place}, {place + large_pages * base_page}}, 2, [&](const Vma*, const Extent& e) {
+          CHECK((e.state == PageState::absent || e.state == PageState::changed));
+          pages += e.bytes / base_page;
+        });
     if (!result) {
       INFO(to_string(result.error()));
       CHECK(ended(result.error()));

@@ -121,8 +121,8 @@ inline bool agrees(const PlainRun& plain, const PlainSmaps& smaps, const Extent&
   const std::uint64_t plain_value = plain.value + (va - plain.va) / base_page;
   const std::uint64_t extent_page = (va - extent.va.value) / base_page;
   if (state == "resident" && extent.pfn.value + extent_page != plain_value) return false;
-  if (state == "swapped" && (extent.swap_offset + extent_page != plain_value ||
-                             extent.swap_type != plain.type)) {
+  if (state == "swapped" &&
+      (extent.swap_offset + extent_page != plain_value || extent.swap_type != plain.type)) {
     return false;
   }
   if (state == "unseen") return extent.reason != Reason::none;

@@ -45,8 +45,8 @@ std::string as_nobody(const std::function<std::string()>& body) {
 
 /// A process of nobody's with 16 written pages and 16 untouched ones at `start`.
 Child nobodys_process(std::uint64_t& start) {
-  void* const at = mmap(nullptr, 32 * base_page, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* const at =
+      mmap(nullptr, 32 * base_page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   start = reinterpret_cast<std::uint64_t>(at);
   Child child = fork_child([&](const std::function<void()>& ready) {
     if (!become_nobody()) _exit(1);
@@ -70,14 +70,13 @@ std::string read_as(pid_t pid, std::uint64_t start) {
            (translator.error().hint != nullptr ? " with a hint" : "");
   }
   VmaInspector inspector(*process);
-  const auto result = translate(*process, **translator, inspector,
-                                {{start}, {start + 32 * base_page}}, {},
-                                [&](const Vma*, const Extent& e) {
-                                  line += std::string(to_string(e.state)) + "+" +
-                                          std::to_string(e.bytes / base_page) + " " +
-                                          std::to_string(e.pfn.value) + ";";
-                                  return true;
-                                });
+  const auto result = translate(
+      *process, **translator, inspector, {{start}, {start + 32 * base_page}}, {},
+      [&](const Vma*, const Extent& e) {
+        line += std::string(to_string(e.state)) + "+" + std::to_string(e.bytes / base_page) + " " +
+                std::to_string(e.pfn.value) + ";";
+        return true;
+      });
   if (!result) line += to_string(result.error());
   return line;
 }
@@ -88,7 +87,8 @@ TEST_CASE("an unprivileged reader sees hidden pages, not frame 0") {
   if (geteuid() != 0) return skip_or_fail("pfn", "only root can become another user");
   std::uint64_t start = 0;
   const Child child = nobodys_process(start);
-  CHECK(as_nobody([&] { return read_as(child.pid(), start); }) == "hidden;hidden+16 0;absent+16 0;");
+  CHECK(as_nobody([&] { return read_as(child.pid(), start); }) ==
+        "hidden;hidden+16 0;absent+16 0;");
   // The same process, seen with the right: proof that there was something to hide.
   if (!shown_pfns()) return skip_or_fail("pfn", "frames are not shown to root");
   const std::string shown = read_as(child.pid(), start);
@@ -120,11 +120,11 @@ TEST_CASE("an unprivileged walk of everything agrees with an unprivileged plain 
     if (!translator) return to_string(translator.error());
     VmaInspector inspector(*process);
     std::map<std::string, std::uint64_t> sums;
-    const auto result = translate_all(*process, **translator, inspector, {},
-                                      [&](const Vma*, const Extent& e) {
-                                        sums[std::string(to_string(e.state))] += e.bytes / base_page;
-                                        return true;
-                                      });
+    const auto result =
+        translate_all(*process, **translator, inspector, {}, [&](const Vma*, const Extent& e) {
+          sums[std::string(to_string(e.state))] += e.bytes / base_page;
+          return true;
+        });
     if (!result) return to_string(result.error());
     std::string line;
     for (const auto& [state, pages] : sums) line += state + " " + std::to_string(pages) + ";";

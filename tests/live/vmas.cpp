@@ -22,9 +22,9 @@ std::vector<Vma> plain_vmas(pid_t pid) {
     Vma v;
     char perms[5] = "";
     int name = 0;
-    const int fields =
-        std::sscanf(line.c_str(), "%lx-%lx %4s %lx %x:%x %lu%n", &v.range.start.value,
-                    &v.range.end.value, perms, &v.offset, &v.dev_major, &v.dev_minor, &v.inode, &name);
+    const int fields = std::sscanf(line.c_str(), "%lx-%lx %4s %lx %x:%x %lu%n",
+                                   &v.range.start.value, &v.range.end.value, perms, &v.offset,
+                                   &v.dev_major, &v.dev_minor, &v.inode, &name);
     REQUIRE(fields == 7);
     v.readable = perms[0] == 'r';
     v.writable = perms[1] == 'w';
@@ -34,22 +34,25 @@ std::vector<Vma> plain_vmas(pid_t pid) {
     std::size_t at = static_cast<std::size_t>(name) + 1;
     if (at < line.size()) at = std::max<std::size_t>(at, 73);
     if (at < line.size()) v.path = line.substr(at);
-    for (std::size_t n; (n = v.path.find("\\012")) != std::string::npos;) v.path.replace(n, 4, "\n");
+    for (std::size_t n; (n = v.path.find("\\012")) != std::string::npos;)
+      v.path.replace(n, 4, "\n");
     all.push_back(v);
   }
   return all;
 }
 
-void check_lookup(const Process& process, const std::vector<Vma>& vmas, std::size_t i) {
+void check_lookup(const Process& process, const std::vector<Vma>& vmas, std::size_t i,
+                  const std::vector<PlainSmaps>& smaps) {
   const Vma& v = vmas[i];
   INFO(v.path << " " << hex(v.range.start.value));
-  for (const VirtAddr inside : {v.range.start, v.range.start + v.range.bytes() / 2, v.range.end - 1}) {
+  for (const VirtAddr inside :
+       {v.range.start, v.range.start + v.range.bytes() / 2, v.range.end - 1}) {
     std::optional<PageSize> size;
     const auto found = find_vma(process, inside, &size);
     REQUIRE(found);
     REQUIRE(*found);
     CHECK(**found == v);
-    if (size && v.path.find("hugepage") == std::string::npos) CHECK(size->bytes() == base_page);
+    if (size) CHECK(size->bytes() == smaps[i].kilobytes.at("KernelPageSize") * 1024);
   }
   if (i + 1 == vmas.size() || vmas[i + 1].range.start != v.range.end) {
     if (v.range.end.value != 0) {
@@ -68,6 +71,8 @@ TEST_CASE("the stream, the lookup and the text agree on every VMA") {
   const Process process = process_of(child.pid());
   const auto plain = plain_vmas(child.pid());
   REQUIRE(plain.size() > 40);
+  const auto smaps = plain_smaps(child.pid());
+  REQUIRE(smaps.size() == plain.size());
   const auto all = read_vmas(process);
   REQUIRE(all);
   REQUIRE(all->size() == plain.size());
@@ -87,7 +92,7 @@ TEST_CASE("the stream, the lookup and the text agree on every VMA") {
     CHECK(vma == plain[count]);
   }
   CHECK(count == plain.size());
-  for (std::size_t i = 0; i < plain.size(); ++i) check_lookup(process, plain, i);
+  for (std::size_t i = 0; i < plain.size(); ++i) check_lookup(process, plain, i, smaps);
   unsigned newlines = 0, deleted = 0;
   for (const Vma& v : *all) {
     newlines += v.path.find("line\nbreak") != std::string::npos;
@@ -104,13 +109,15 @@ TEST_CASE("60,000 VMAs: every one is read and found, and the walk is right") {
   const Process process = process_of(child.pid());
   const auto plain = plain_vmas(child.pid());
   REQUIRE(plain.size() > 60'000);
+  const auto smaps = plain_smaps(child.pid());
+  REQUIRE(smaps.size() == plain.size());
   const auto all = read_vmas(process);
   REQUIRE(all);
   CHECK(*all == plain);
   std::mt19937 random(1);
-  for (int i = 0; i < 300; ++i) check_lookup(process, plain, random() % plain.size());
-  check_lookup(process, plain, 0);
-  check_lookup(process, plain, plain.size() - 1);
+  for (int i = 0; i < 300; ++i) check_lookup(process, plain, random() % plain.size(), smaps);
+  check_lookup(process, plain, 0, smaps);
+  check_lookup(process, plain, plain.size() - 1, smaps);
   for (const unsigned threads : {1U, 2U}) {
     const auto before = plain_read(child.pid());
     const auto answers = library_read(process, {.threads = threads});

@@ -45,7 +45,7 @@ def run_vtop(vtop, *arguments):
 def expected_runs(vma, runs):
     """What vtop must say of a VMA, from what pagemap says and smaps adds."""
     if vma.name in GATE or "pf" in vma.flags:
-        return [page_runs.Run(vma.start // PAGE, vma.end // PAGE, "unseen", 0, 0, 0)]
+        return [page_runs.Run(vma.start // PAGE, vma.end // PAGE, "unseen", 0, 0)]
     return runs
 
 
@@ -111,7 +111,7 @@ def compare_process(vtop, reader, pid):
         if facts["class"] != wanted:
             outcome.mismatch(f"class of {vma.start:x} {vma.name!r} {vma.flags}: "
                              f"{facts['class']}/{facts['kind']}, expected {wanted}")
-        if facts["perms"] != vma.perms or int(facts["offset"], 16) != vma.offset or \
+        if facts["perms"] != vma.perms or facts["offset"] != vma.offset or \
                 facts["inode"] != vma.inode:
             outcome.mismatch(f"facts of {vma.start:x}: {facts}")
         compare_pages(outcome, vma, expected_runs(vma, before[key]),
@@ -130,6 +130,7 @@ def plain_at(runs, page):
 def pick_addresses(vmas, runs, count, seed):
     """(address, VMA or None): borders of VMAs, resident pages, anywhere, and holes."""
     rng = random.Random(seed)
+    starts = {v.start for v in vmas}
     picked = []
     for _ in range(count):
         vma = rng.choice(vmas)
@@ -143,7 +144,7 @@ def pick_addresses(vmas, runs, count, seed):
         elif kind == 2 and resident:
             run = rng.choice(resident)
             picked.append((rng.randrange(run.first, run.last) * PAGE + rng.randrange(PAGE), vma))
-        elif kind == 3 and vma.end < 1 << 63 and not any(v.start == vma.end for v in vmas):
+        elif kind == 3 and vma.end < 1 << 63 and vma.end not in starts:
             picked.append((vma.end, None))
         else:
             picked.append((rng.randrange(vma.start, vma.end), vma))
@@ -171,7 +172,9 @@ def compare_addresses(vtop, reader, pid, vmas, runs, count, seed):
         else:
             said = json.loads(out) if out else None
             good = said is not None and fits(said, address, vma, wanted, state)
-        if status != (0 if state == "resident" else 1) or not good:
+        # Not resident is a negative answer; what cannot be seen is no answer.
+        wanted_status = {"resident": 0, "unseen": 2}.get(state, 1)
+        if status != wanted_status or not good:
             if vma is not None and page_moved(reader, pid, vma, page, wanted):
                 outcome.moved += 1
                 continue

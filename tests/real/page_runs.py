@@ -10,10 +10,10 @@ COUNTING = ("resident", "swapped")  # values that go up by one from page to page
 
 class Run:
     """Pages [first, last) by number. `key`: what is equal for all of them."""
-    __slots__ = ("first", "last", "state", "base", "type", "bits")
+    __slots__ = ("first", "last", "state", "base", "type")
 
-    def __init__(self, first, last, state, value, kind, bits):
-        self.first, self.last, self.state, self.type, self.bits = first, last, state, kind, bits
+    def __init__(self, first, last, state, value, kind):
+        self.first, self.last, self.state, self.type = first, last, state, kind
         # The value less the page's number is the same along a run.
         self.base = value - first if state in COUNTING else value
 
@@ -32,12 +32,8 @@ def plain(reader, pid):
         else:
             first = int(word[1], 16) // PAGE
             runs.append(Run(first, first + int(word[2]), word[3].decode(), int(word[4], 16),
-                            int(word[5]), int(word[6])))
+                            int(word[5])))
     return vmas
-
-
-BIT_VALUES = {"soft_dirty": 1, "soft-dirty": 1, "exclusive": 2, "uffd_wp": 4, "uffd-wp": 4,
-              "file": 8, "shared": 8}
 
 
 def from_extent(extent):
@@ -49,11 +45,10 @@ def from_extent(extent):
         if int(extent["pa"], 16) != value * PAGE:
             raise ValueError(f"pa and pfn differ at {extent['va']}")
     elif state == "swapped":
-        value, kind = int(extent["swap"]["offset"], 16), int(extent["swap"]["type"])
+        value, kind = extent["swap"]["offset"], extent["swap"]["type"]
     elif extent["pfn"] is not None or extent["pa"] is not None:
         raise ValueError(f"{state} with a frame at {extent['va']}")
-    bits = {BIT_VALUES[b]: True for b in extent["bits"] if b in BIT_VALUES}
-    return Run(first, first + extent["bytes"] // PAGE, state, value, kind, sum(bits))
+    return Run(first, first + extent["bytes"] // PAGE, state, value, kind)
 
 
 def overlaps(left, right):

@@ -10,6 +10,8 @@
 //   ready
 // PAGES: "FIRST+COUNT=STATE[:LEAF]", comma separated, in base pages from START; LEAF is 4K or
 // 2M. Pages not named can be anything.
+#include "support/memory_kinds.hpp"
+
 #include <fcntl.h>
 #include <linux/aio_abi.h>
 #include <linux/bpf.h>
@@ -19,14 +21,11 @@
 #include <linux/perf_event.h>
 #include <linux/userfaultfd.h>
 #include <pthread.h>
-#include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/shm.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -41,8 +40,6 @@
 #include <string>
 #include <vector>
 
-#include "support/memory_kinds.hpp"
-
 namespace memory_kinds {
 namespace {
 
@@ -54,6 +51,27 @@ void anon() {
   write_pages(at, 8, 1);
   say("anon", "anonymous", "anon", at, 16 * page,
       "0+4=resident:4K,4+4=absent,8+1=resident:4K,9+7=absent");
+}
+
+/// Patterns that a reader meets in parts: more pieces than fit a buffer, and no two alike.
+void sparse() {
+  constexpr std::size_t pages = 1 << 18;
+  char* const at = map_anon(pages);
+  if (madvise(at, pages * page, MADV_NOHUGEPAGE) != 0) skip("MADV_NOHUGEPAGE");
+  for (std::size_t i = 0; i < pages; i += 64) write_page(at + i * page);
+  say("sparse", "anonymous", "anon", at, pages * page,
+      "0+1=resident:4K,1+63=absent,64+1=resident:4K,262080+1=resident:4K,262081+63=absent");
+  char* const stripes = map_anon(8192);
+  for (std::size_t i = 0; i < 8192; i += 2) write_page(stripes + i * page);
+  say("stripes", "anonymous", "anon", stripes, 8192 * page,
+      "0+1=resident:4K,1+1=absent,8190+1=resident:4K,8191+1=absent");
+  // Growing groups with growing gaps.
+  constexpr std::size_t wide = 1 << 16;
+  char* const groups = map_anon(wide);
+  for (std::size_t at_page = 0, n = 1; at_page + n < wide; at_page += 3 * n + 200, ++n) {
+    write_pages(groups, at_page, n);
+  }
+  say("groups", "anonymous", "anon", groups, wide * page, "0+1=resident:4K,1+202=absent");
 }
 
 void zero_page() {
@@ -113,18 +131,6 @@ void droppable() {
   say("droppable", "anonymous", "anon", at, 4 * page, "-");
 }
 
-/// 2 MiB aligned, because next_place() is.
-char* huge_pages(std::size_t count) {
-  char* const at = map_anon(count * huge / page);
-  if (madvise(at, count * huge, MADV_HUGEPAGE) != 0) skip("MADV_HUGEPAGE");
-  for (std::size_t i = 0; i < count; ++i) {
-    write_pages(at, i * huge / page, huge / page);
-    // Already huge unless memory was fragmented at the first write.
-    if (madvise(at + i * huge, huge, madv_collapse) != 0) skip("MADV_COLLAPSE");
-  }
-  return at;
-}
-
 void thp() {
   char* const at = huge_pages(2);
   say("thp", "anonymous", "anon", at, 2 * huge, all(1024, "resident:2M"));
@@ -172,7 +178,8 @@ void guard_and_reserve() {
   char* const populated = map_anon(16);
   write_pages(populated, 0, 8);
   if (mprotect(populated, 16 * page, PROT_NONE) != 0) skip("mprotect");
-  say("prot-none-populated", "anonymous", "guard", populated, 16 * page, "0+8=resident:4K,8+8=absent");
+  say("prot-none-populated", "anonymous", "guard", populated, 16 * page,
+      "0+8=resident:4K,8+8=absent");
   char* const leaf = huge_pages(1);
   if (mprotect(leaf, huge, PROT_NONE) != 0) skip("mprotect");
   say("prot-none-thp", "anonymous", "reserve", leaf, huge, all(512, "resident:2M"));
@@ -224,16 +231,6 @@ void memfd() {
   say("memfd-private", "anonymous", "memfd", copy, 16 * page, "0+2=resident:4K");
 }
 
-char* attach_sysv(int id) {
-  const std::size_t bytes = 2 * huge;
-  void* const at = shmat(id, next_place(bytes), 0);
-  const int attach_errno = errno;
-  shmctl(id, IPC_RMID, nullptr);  // It lives on while attached.
-  errno = attach_errno;
-  if (at == reinterpret_cast<void*>(-1)) skip("shmat");
-  return static_cast<char*>(at);
-}
-
 void sysv() {
   const int id = check(shmget(IPC_PRIVATE, 2 * huge, IPC_CREAT | 0600), "shmget");
   char* const at = attach_sysv(id);
@@ -249,8 +246,7 @@ void use_hugetlb(const char* name, char* at) {
 }
 
 void hugetlb_anon() {
-  use_hugetlb("hugetlb-anon",
-              map(2 * huge, read_write, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB));
+  use_hugetlb("hugetlb-anon", map(2 * huge, read_write, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB));
 }
 
 void hugetlb_shared() {
@@ -267,19 +263,6 @@ void hugetlb_memfd() {
 void hugetlb_sysv() {
   const int id = check(shmget(IPC_PRIVATE, 2 * huge, IPC_CREAT | SHM_HUGETLB | 0600), "shmget");
   use_hugetlb("hugetlb-sysv", attach_sysv(id));
-}
-
-/// Mounts `type` on a new directory, in a mount namespace that ends with this process.
-std::string mount_private(const char* type) {
-  static const bool own = [] {
-    return unshare(CLONE_NEWNS) == 0 &&
-           mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0;
-  }();
-  if (!own) skip("a mount namespace");
-  std::string path = directory + "/" + type;
-  if (mkdir(path.c_str(), 0700) != 0) skip("mkdir");
-  if (mount("none", path.c_str(), type, 0, nullptr) != 0) skip("mount");
-  return path;
 }
 
 void hugetlb_file() {
@@ -349,20 +332,14 @@ void secretmem() {
   say("secretmem", "special", "secretmem", at, 8 * page, "0+4=resident:4K,4+4=absent");
 }
 
-/// io_uring refuses an address of the caller's choice.
-char* map_anywhere(std::size_t bytes, int fd, std::uint64_t offset) {
-  void* const at = mmap(nullptr, bytes, read_write, MAP_SHARED | MAP_POPULATE, fd,
-                        static_cast<off_t>(offset));
-  if (at == MAP_FAILED) skip("mmap");
-  return static_cast<char*>(at);
-}
-
 void io_uring() {
   io_uring_params parameters{};
   const int fd = check(syscall(SYS_io_uring_setup, 64, &parameters), "io_uring_setup");
-  const std::size_t rings = (parameters.cq_off.cqes +
-                             parameters.cq_entries * sizeof(io_uring_cqe) + page - 1) & ~(page - 1);
-  const std::size_t entries = (parameters.sq_entries * sizeof(io_uring_sqe) + page - 1) & ~(page - 1);
+  const std::size_t rings =
+      (parameters.cq_off.cqes + parameters.cq_entries * sizeof(io_uring_cqe) + page - 1) &
+      ~(page - 1);
+  const std::size_t entries =
+      (parameters.sq_entries * sizeof(io_uring_sqe) + page - 1) & ~(page - 1);
   char* at = map_anywhere(rings, fd, IORING_OFF_SQ_RING);
   say("io-uring-rings", "special", "io_uring", at, rings, all(rings / page, "resident"));
   at = map_anywhere(entries, fd, IORING_OFF_SQES);
@@ -417,7 +394,8 @@ int bpf_map(std::uint32_t type, std::uint32_t key, std::uint32_t value, std::uin
 }
 
 void bpf_array() {
-  const int fd = bpf_map(BPF_MAP_TYPE_ARRAY, 4, static_cast<std::uint32_t>(page), 16, BPF_F_MMAPABLE);
+  const int fd =
+      bpf_map(BPF_MAP_TYPE_ARRAY, 4, static_cast<std::uint32_t>(page), 16, BPF_F_MMAPABLE);
   char* const at = map(16 * page, read_write, MAP_SHARED, fd);
   write_pages(at, 0, 16);
   say("bpf-array", "special", "bpf", at, 16 * page, all(16, "resident:4K"));
@@ -534,21 +512,52 @@ struct Maker {
 const std::vector<Maker>& makers() {
   // fork first: what comes later is not to be shared with the children.
   static const std::vector<Maker> list = {
-      {"forked", forked}, {"anon", anon}, {"zero-page", zero_page}, {"dev-zero", dev_zero},
-      {"heap", heap}, {"stack", stack}, {"thread-stack", thread_stack}, {"jit", executable},
-      {"locked", locked}, {"droppable", droppable}, {"thp", thp}, {"thp-gap", thp_then_absent},
-      {"thp-split", thp_split}, {"thp-partial", thp_partial}, {"thp-zero", thp_zero},
-      {"prot-none", guard_and_reserve}, {"guard-pages", guard_pages},
-      {"guard-in-file", guard_in_file}, {"shm-anon", shm_anon}, {"shm-posix", shm_posix},
-      {"memfd", memfd}, {"sysv", sysv}, {"hugetlb-anon", hugetlb_anon},
-      {"hugetlb-shared", hugetlb_shared}, {"hugetlb-memfd", hugetlb_memfd},
-      {"hugetlb-sysv", hugetlb_sysv}, {"hugetlb-file", hugetlb_file}, {"files", files},
-      {"file-names", file_names}, {"file-deleted", file_deleted}, {"file-tmpfs", file_tmpfs},
-      {"secretmem", secretmem}, {"io-uring", io_uring}, {"packet-ring", packet},
-      {"xdp-ring", xdp}, {"perf-ring", perf}, {"bpf-array", bpf_array},
-      {"bpf-ringbuf", bpf_ringbuf}, {"aio-ring", aio}, {"vdso", kernel_pages},
-      {"vsyscall", vsyscall}, {"userfaultfd-wp", userfault}, {"swap", swapped, true},
-      {"ksm", merged, true}, {"many-vmas", many_vmas, true},
+      {"forked", forked},
+      {"anon", anon},
+      {"sparse", sparse},
+      {"zero-page", zero_page},
+      {"dev-zero", dev_zero},
+      {"heap", heap},
+      {"stack", stack},
+      {"thread-stack", thread_stack},
+      {"jit", executable},
+      {"locked", locked},
+      {"droppable", droppable},
+      {"thp", thp},
+      {"thp-gap", thp_then_absent},
+      {"thp-split", thp_split},
+      {"thp-partial", thp_partial},
+      {"thp-zero", thp_zero},
+      {"prot-none", guard_and_reserve},
+      {"guard-pages", guard_pages},
+      {"guard-in-file", guard_in_file},
+      {"shm-anon", shm_anon},
+      {"shm-posix", shm_posix},
+      {"memfd", memfd},
+      {"sysv", sysv},
+      {"hugetlb-anon", hugetlb_anon},
+      {"hugetlb-shared", hugetlb_shared},
+      {"hugetlb-memfd", hugetlb_memfd},
+      {"hugetlb-sysv", hugetlb_sysv},
+      {"hugetlb-file", hugetlb_file},
+      {"files", files},
+      {"file-names", file_names},
+      {"file-deleted", file_deleted},
+      {"file-tmpfs", file_tmpfs},
+      {"secretmem", secretmem},
+      {"io-uring", io_uring},
+      {"packet-ring", packet},
+      {"xdp-ring", xdp},
+      {"perf-ring", perf},
+      {"bpf-array", bpf_array},
+      {"bpf-ringbuf", bpf_ringbuf},
+      {"aio-ring", aio},
+      {"vdso", kernel_pages},
+      {"vsyscall", vsyscall},
+      {"userfaultfd-wp", userfault},
+      {"swap", swapped, true},
+      {"ksm", merged, true},
+      {"many-vmas", many_vmas, true},
   };
   return list;
 }

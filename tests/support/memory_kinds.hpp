@@ -3,7 +3,11 @@
 #pragma once
 
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/shm.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -85,7 +89,7 @@ inline void read_pages(const char* at, std::size_t first, std::size_t count) {
 }
 
 inline void say(const char* name, const char* vma_class, const char* kind, const void* start,
-         std::size_t bytes, const std::string& pages) {
+                std::size_t bytes, const std::string& pages) {
   const auto address = reinterpret_cast<std::uintptr_t>(start);
   std::printf("map\t%s\t%s\t%s\t%" PRIxPTR "\t%" PRIxPTR "\t%s\n", name, vma_class, kind, address,
               address + bytes, pages.c_str());
@@ -97,8 +101,8 @@ inline std::string all(std::size_t pages, const char* state) {
 
 /// A file of `pages` written pages in `in`.
 inline int make_file(const std::string& path, std::size_t pages, int flags = 0) {
-  const int fd = check(open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | flags, 0600),
-                       "open");
+  const int fd =
+      check(open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | flags, 0600), "open");
   std::vector<char> content(pages * page);
   write_pages(content.data(), 0, pages);
   if (write(fd, content.data(), content.size()) != static_cast<ssize_t>(content.size())) {
@@ -109,7 +113,7 @@ inline int make_file(const std::string& path, std::size_t pages, int flags = 0) 
 
 /// Says every VMA whose name in maps is exactly `wanted`. Its own text parsing, by sscanf.
 inline bool say_named(const char* name, const char* wanted, const char* vma_class, const char* kind,
-               const std::string& pages) {
+                      const std::string& pages) {
   std::FILE* const maps = std::fopen("/proc/self/maps", "re");
   if (maps == nullptr) skip("maps");
   char* line = nullptr;
@@ -130,6 +134,49 @@ inline bool say_named(const char* name, const char* wanted, const char* vma_clas
   std::free(line);
   (void)std::fclose(maps);
   return found;
+}
+
+/// Mounts `type` on a new directory, in a mount namespace that ends with this process.
+inline std::string mount_private(const char* type) {
+  static const bool own = [] {
+    return unshare(CLONE_NEWNS) == 0 &&
+           mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0;
+  }();
+  if (!own) skip("a mount namespace");
+  std::string path = directory + "/" + type;
+  if (mkdir(path.c_str(), 0700) != 0) skip("mkdir");
+  if (mount("none", path.c_str(), type, 0, nullptr) != 0) skip("mount");
+  return path;
+}
+
+/// 2 MiB aligned, because next_place() is.
+inline char* huge_pages(std::size_t count) {
+  char* const at = map_anon(count * huge / page);
+  if (madvise(at, count * huge, MADV_HUGEPAGE) != 0) skip("MADV_HUGEPAGE");
+  for (std::size_t i = 0; i < count; ++i) {
+    write_pages(at, i * huge / page, huge / page);
+    // Already huge unless memory was fragmented at the first write.
+    if (madvise(at + i * huge, huge, madv_collapse) != 0) skip("MADV_COLLAPSE");
+  }
+  return at;
+}
+
+inline char* attach_sysv(int id) {
+  const std::size_t bytes = 2 * huge;
+  void* const at = shmat(id, next_place(bytes), 0);
+  const int attach_errno = errno;
+  shmctl(id, IPC_RMID, nullptr);  // It lives on while attached.
+  errno = attach_errno;
+  if (at == reinterpret_cast<void*>(-1)) skip("shmat");
+  return static_cast<char*>(at);
+}
+
+/// io_uring refuses an address of the caller's choice.
+inline char* map_anywhere(std::size_t bytes, int fd, std::uint64_t offset) {
+  void* const at =
+      mmap(nullptr, bytes, read_write, MAP_SHARED | MAP_POPULATE, fd, static_cast<off_t>(offset));
+  if (at == MAP_FAILED) skip("mmap");
+  return static_cast<char*>(at);
 }
 
 }  // namespace memory_kinds

@@ -37,7 +37,7 @@ static uint64_t entries[ENTRIES];
 static uint64_t page_bytes;
 
 enum state { ABSENT, RESIDENT, HIDDEN, SWAPPED, GUARD, SPECIAL, END_OF_FILE };
-static const char *const state_names[] = {"absent", "resident", "hidden", "swapped",
+static const char* const state_names[] = {"absent", "resident", "hidden", "swapped",
                                           "guard",  "special",  "eof"};
 
 struct page {
@@ -53,8 +53,8 @@ static struct page decode(uint64_t entry) {
   struct page page = {ABSENT, 0, 0, 0};
   uint64_t low55 = entry & 0x7fffffffffffffULL;
 
-  page.bits = (unsigned)(bit(entry, 55) + 2 * bit(entry, 56) + 4 * bit(entry, 57) +
-                         8 * bit(entry, 61));
+  page.bits =
+      (unsigned)(bit(entry, 55) + 2 * bit(entry, 56) + 4 * bit(entry, 57) + 8 * bit(entry, 61));
   if (bit(entry, 63)) {
     page.state = low55 == 0 ? HIDDEN : RESIDENT;
     page.value = low55;
@@ -90,8 +90,8 @@ static void add_page(uint64_t address, struct page page) {
   int counts_up = page.state == RESIDENT || page.state == SWAPPED;
   uint64_t expected = run.value + (counts_up ? run_pages : 0);
 
-  if (run_pages != 0 && page.state == run.state && page.type == run.type &&
-      page.bits == run.bits && page.value == expected) {
+  if (run_pages != 0 && page.state == run.state && page.type == run.type && page.bits == run.bits &&
+      page.value == expected) {
     run_pages++;
     return;
   }
@@ -133,12 +133,12 @@ struct range {
   uint64_t start, end;
 };
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   static struct range whole = {0, UINT64_MAX};
-  struct range *ranges = &whole;
+  struct range* ranges = &whole;
   int range_count = 1;
   char path[64];
-  char *line = NULL;
+  char* line = NULL;
   size_t capacity = 0;
   int failed = 0;
 
@@ -159,7 +159,7 @@ int main(int argc, char **argv) {
   }
 
   snprintf(path, sizeof path, "/proc/%s/maps", argv[1]);
-  FILE *maps = fopen(path, "r");
+  FILE* maps = fopen(path, "r");
   if (maps == NULL) {
     fprintf(stderr, "plain-pagemap: %s: %s\n", path, strerror(errno));
     return 1;
