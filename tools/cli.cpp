@@ -58,14 +58,11 @@ void add_common_options(CLI::App& app, std::string_view tool, CommonOptions& opt
   app.add_flag("--noheadings", options.no_headings, "No heading line");
   app.add_option("--color", options.color, "Colour the output: auto, always or never")
       ->type_name("WHEN")
-      ->transform(CLI::CheckedTransformer(
-          std::vector<std::pair<std::string, When>>{
-              {"auto", When::automatic}, {"always", When::always}, {"never", When::never}},
-          CLI::ignore_case));
+      ->check(CLI::IsMember({"auto", "always", "never"}));
   app.add_option("-o,--output", options.columns, "Columns to print, comma separated")
-      ->type_name("COL,...")
-      ->delimiter(',');
-  app.set_version_flag("-V,--version", std::string(tool) + " " VMEM_VERSION);
+      ->type_name("COL,...");
+  app.set_version_flag("-V,--version", std::string(tool) + " " VMEM_VERSION, "Print the version and exit");
+  app.set_help_flag("-h,--help", "Print this help and exit");
 }
 
 std::expected<std::vector<std::string>, int> parse_command_line(CLI::App& app, std::string_view tool, int argc, char** argv) {

@@ -27,8 +27,8 @@ struct CommonOptions {
   bool json = false;
   bool bytes = false;
   bool no_headings = false;
-  When color = When::automatic;
-  std::vector<std::string> columns;  ///< -o; empty: the default ones
+  std::string color = "auto";
+  std::string columns;  ///< -o, comma separated; empty: the default ones
 };
 
 void add_common_options(CLI::App& app, std::string_view tool, CommonOptions& options);

@@ -62,8 +62,8 @@ std::string json_string(std::string_view text) {
   return nlohmann::json(std::string(text)).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
-bool use_color(When when) {
-  if (when != When::automatic) return when == When::always;
+bool use_color(std::string_view when) {
+  if (when != "auto") return when == "always";
   const char* no_color = std::getenv("NO_COLOR");
   if (no_color != nullptr && *no_color != '\0') return false;
   const char* term = std::getenv("TERM");

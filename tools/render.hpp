@@ -45,8 +45,7 @@ std::string printable(std::string_view name);
 /// A quoted JSON string. What is not UTF-8 becomes U+FFFD.
 std::string json_string(std::string_view text);
 
-enum class When : std::uint8_t { automatic, always, never };
-/// Whether to colour: by the option, NO_COLOR (https://no-color.org) and the terminal.
-bool use_color(When when);
+/// Whether to colour, by --color=`when`, NO_COLOR (https://no-color.org) and the terminal.
+bool use_color(std::string_view when);
 
 }  // namespace vmem::tools

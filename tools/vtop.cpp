@@ -5,12 +5,12 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <cstdio>
 #include <ctime>
-#include <memory>
 #include <optional>
+#include <span>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -32,7 +32,7 @@ struct Options : CommonOptions {
 constexpr const char* hidden_hint =
     "PFNs take CAP_SYS_ADMIN in the initial user namespace: run as root";
 constexpr const char* unseen_hint =
-    "pagemap shows nothing of VM_PFNMAP mappings: this takes the page tables themselves (--backend bpf or kmod)";
+    "only the page tables tell of such mappings, which this version does not read";
 
 /// Says on stderr how far a long walk has come, from one second on. Only where nothing
 /// else is being printed to the same terminal.
@@ -108,7 +108,8 @@ class Vtop {
 
   int end(Status status) {
     if (hidden_seen_) messages_.error("PFNs are hidden from this user", hidden_hint);
-    if (unseen_asked_) messages_.error("an address could not be seen", unseen_hint);
+    if (unseen_asked_) messages_.error("an address lies in a mapping that pagemap does not show", unseen_hint);
+    if (changed_asked_) messages_.error("an address kept changing while it was read", "stop the process (SIGSTOP), or try again");
     status = finish_output(out_, status, messages_);
     if (interrupted()) end_by_signal();
     return static_cast<int>(status);
@@ -255,10 +256,13 @@ class Vtop {
       case PageState::resident:
       case PageState::hidden: break;
       case PageState::unseen:
-        unseen_asked_ = unseen_asked_ || extent.reason != Reason::gate_vma;
+        unseen_asked_ = true;
         raise(Status::unanswered);
         break;
-      case PageState::changed: raise(Status::unanswered); break;
+      case PageState::changed:
+        changed_asked_ = true;
+        raise(Status::unanswered);
+        break;
       default: raise(Status::negative); break;
     }
     if (!block) heading();
@@ -320,6 +324,7 @@ class Vtop {
     if (!parsed) return fail(fmt::format("{}: {}", text, parsed.error()), "see ADDRESSES in vtop(1)");
     const AddressExpression& e = *parsed;
     bool found = true;
+    bool inside = true;
     switch (e.form) {
       case AddressExpression::Form::address: return address(e.start, block);
       case AddressExpression::Form::range: return range({e.start, e.end});
@@ -331,10 +336,11 @@ class Vtop {
         break;
       case AddressExpression::Form::name_offset:
         found = for_each_named(e, [&](const Vma& vma) {
-          if (e.offset >= vma.range.bytes()) fail(fmt::format("{}: beyond the mapping", text));
-          else address(vma.range.start + e.offset, block);
+          inside = e.offset < vma.range.bytes();
+          if (inside) address(vma.range.start + e.offset, block);
           return false;
         });
+        found = found && inside;
         break;
       case AddressExpression::Form::file_offset:
         found = for_each_named(e, [&](const Vma& vma) {
@@ -416,6 +422,7 @@ class Vtop {
         default:
           for_each_named(e, [&](const Vma& vma) {
             const bool file = e.form == AddressExpression::Form::file_offset;
+            if (!file && e.offset >= vma.range.bytes()) return false;
             return good = one(vma.range.start + (file ? e.offset - vma.offset : e.offset));
           });
           break;
@@ -436,13 +443,15 @@ class Vtop {
       questions.push_back(std::move(*parsed));
     }
     std::vector<Watched> before;
-    bool first = true;
+    if (!options_.json && !options_.no_headings) {
+      out_.print("{:<12}  ", "TIME");
+      heading();
+    }
     for (std::uint64_t round = 0; !interrupted() && !out_.failed(); ++round) {
       inspector_ = VmaInspector{process_};
       auto now = look(questions);
       if (!now) return status_;
-      compare(before, *now, first);
-      first = false;
+      compare(before, *now);
       before = std::move(*now);
       out_.flush();
       if (options_.count != 0 && round + 1 >= options_.count) break;
@@ -458,21 +467,34 @@ class Vtop {
            a.extent.leaf_shift == b.extent.leaf_shift;
   }
 
-  /// A line for each extent that was not there before, just so. The first look is shown whole.
-  void compare(const std::vector<Watched>& before, const std::vector<Watched>& now, bool first) {
-    const auto key = [](const Watched& w) { return w.extent.va; };
-    std::vector<const Watched*> known;
-    for (const Watched& w : before) known.push_back(&w);
-    std::ranges::sort(known, {}, [](const Watched* w) { return w->extent.va; });
-    bool stamped = false;
+  using Index = std::vector<const Watched*>;
+  static Index by_address(const std::vector<Watched>& list) {
+    Index index;
+    for (const Watched& w : list) index.push_back(&w);
+    std::ranges::sort(index, {}, [](const Watched* w) { return w->extent.va; });
+    return index;
+  }
+  /// The extent that holds `va`; null if none does.
+  static const Watched* holder(const Index& index, VirtAddr va) {
+    const auto after = std::ranges::upper_bound(index, va, {}, [](const Watched* w) { return w->extent.va; });
+    if (after == index.begin() || (*std::prev(after))->extent.end() <= va) return nullptr;
+    return *std::prev(after);
+  }
+
+  /// A line for each extent that was not there before, just so, and for each that is in no
+  /// mapping any more. The first look is shown whole.
+  void compare(const std::vector<Watched>& before, const std::vector<Watched>& now) {
+    const Index old_index = by_address(before);
+    const Index new_index = by_address(now);
     for (const Watched& w : now) {
-      const auto at = std::ranges::lower_bound(known, key(w), {}, [](const Watched* k) { return k->extent.va; });
-      if (!first && at != known.end() && same(**at, w)) continue;
-      if (!stamped && !options_.json) {
-        heading();
-        stamped = true;
-      }
-      show_watched(w);
+      const Watched* old = holder(old_index, w.extent.va);
+      if (old == nullptr || !same(*old, w)) show_watched(w);
+      if (interrupted() || out_.failed()) return;
+    }
+    for (const Watched& w : before) {
+      if (holder(new_index, w.extent.va) != nullptr) continue;
+      Watched gone{std::nullopt, {.va = w.extent.va, .bytes = w.extent.bytes, .state = PageState::unmapped, .backend = w.extent.backend}};
+      show_watched(gone);
       if (interrupted() || out_.failed()) return;
     }
   }
@@ -518,18 +540,25 @@ class Vtop {
   bool headed_ = false;
   bool hidden_seen_ = false;
   bool unseen_asked_ = false;
+  bool changed_asked_ = false;
 };
 
-int run(int argc, char** argv) {
-  Options options;
+/// The operands, or the exit status. Most calls have no options: setting up a parser for
+/// them would be a tenth of what one lookup costs.
+std::expected<std::vector<std::string>, int> parse(Options& options, int argc, char** argv) {
+  const std::span<char*> arguments(argv + 1, argv + argc);
+  const auto is_option = [](std::string_view word) { return word.size() > 1 && word.front() == '-'; };
+  if (std::ranges::none_of(arguments, is_option)) {
+    return std::vector<std::string>(arguments.begin(), arguments.end());
+  }
   CLI::App app{"Translates virtual addresses of a process to physical ones.\n"
                "TARGET is a PID, 'self', or -n NAME; without an ADDRESS: every mapping.", "vtop"};
   app.add_flag("-p,--pages", options.pages, "One row for each page");
   app.add_flag("-f,--frames", options.frames, "Add the kernel's facts of each frame");
-  app.add_option("--watch", options.watch, "Look again every SECONDS; print what changed")
+  CLI::Option* const watch = app.add_option("--watch", options.watch, "Look again every SECONDS; print what changed")
       ->type_name("SECONDS")
       ->check(CLI::Range(0.001, 1e6));
-  app.add_option("--count", options.count, "With --watch: stop after N looks")->type_name("N");
+  app.add_option("--count", options.count, "With --watch: stop after N looks")->type_name("N")->needs(watch);
   app.add_option("--threads", options.threads, "Threads for long walks: 1 or 2 (default: 2 if there are CPUs)")
       ->type_name("N")
       ->check(CLI::Range(1, 2));
@@ -544,9 +573,13 @@ int run(int argc, char** argv) {
       "  vtop 1234 [heap] libc.so.6+0   a mapping, and the first byte of a file\n"
       "  vtop -J -f 1234                everything, with frame facts, as JSON\n"
       "  vtop -n postgres 7f2c00000000+16M --pages");
-  auto words = parse_command_line(app, "vtop", argc, argv);
-  if (!words) return words.error();
+  return parse_command_line(app, "vtop", argc, argv);
+}
 
+int run(int argc, char** argv) {
+  Options options;
+  auto words = parse(options, argc, argv);
+  if (!words) return words.error();
   const Messages messages{"vtop"};
   std::vector<std::string> addresses = std::move(*words);
   std::string target;

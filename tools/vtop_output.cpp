@@ -108,9 +108,13 @@ std::uint64_t physical(const Row& row, PageSize page_size) {
 
 }  // namespace
 
-std::expected<std::vector<Column>, std::string> parse_columns(const std::vector<std::string>& names) {
+std::expected<std::vector<Column>, std::string> parse_columns(std::string_view names) {
   std::vector<Column> columns;
-  for (const std::string& name : names) {
+  for (bool more = true; more;) {
+    const std::size_t comma = names.find(',');
+    const std::string name{names.substr(0, comma)};
+    more = comma != std::string_view::npos;
+    names.remove_prefix(more ? comma + 1 : names.size());
     std::string lower = name;
     for (char& c : lower) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c + ('a' - 'A')) : c;
     const ColumnInfo* found = nullptr;

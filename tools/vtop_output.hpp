@@ -37,7 +37,7 @@ enum class Column : std::uint8_t {
 };
 
 /// The columns named; the error is the name that is none.
-std::expected<std::vector<Column>, std::string> parse_columns(const std::vector<std::string>& names);
+std::expected<std::vector<Column>, std::string> parse_columns(std::string_view names);
 /// "va,end,size,…": for messages and --help.
 std::string column_names();
 std::vector<Column> default_columns(bool frames);

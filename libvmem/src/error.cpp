@@ -13,7 +13,7 @@ const char* reason(Errc code) {
     case Errc::not_supported: return "not supported here";
     case Errc::not_found: return "not found";
     case Errc::no_process: return "no such process";
-    case Errc::no_user_memory: return "has no user memory (kernel thread or zombie)";
+    case Errc::no_user_memory: return "it has no user memory";
     case Errc::process_changed: return "the process ended or replaced its address space meanwhile";
     case Errc::permission: return "permission denied";
     case Errc::malformed: return "malformed or truncated";

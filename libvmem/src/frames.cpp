@@ -83,7 +83,7 @@ Result<FrameReader> FrameReader::open(const SysRoot& root) {
   }
   if (!any) {
     if (first_error->code == Errc::permission) {
-      first_error->hint = "frame facts need root, or CAP_DAC_READ_SEARCH to open the file (mode 0400) and CAP_SYS_ADMIN";
+      first_error->hint = "frame facts take CAP_DAC_READ_SEARCH (the files have mode 0400): run as root";
     }
     return std::unexpected(std::move(*first_error));
   }

@@ -196,7 +196,7 @@ Result<std::unique_ptr<Translator>> open_translator(const Process& process, Back
     return std::unexpected(Error{.code = Errc::not_supported,
                                  .what = backend == Backend::bpf ? "backend bpf" : "backend kmod",
                                  .path = {},
-                                 .hint = "this build reads page facts from pagemap alone"});
+                                 .hint = "this version reads page facts from pagemap alone"});
   }
   auto fd = process.open_file("pagemap");
   if (!fd) return std::unexpected(std::move(fd.error()));

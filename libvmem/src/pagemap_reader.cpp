@@ -120,13 +120,15 @@ Result<VirtAddr> PagemapReader::read_by_scan(VaRange window) {
 /// Reads the entry of every page. `leaf_shift`: what is present has leaves of this size;
 /// empty where that is not known.
 Result<void> PagemapReader::read_outright(VaRange range, std::optional<unsigned> leaf_shift) {
-  const std::size_t capacity = chunk_bytes_ >> page_size_.shift();
-  if (!entries_) entries_ = std::make_unique_for_overwrite<std::uint64_t[]>(capacity);
   while (open_ && !range.empty()) {
     const VirtAddr boundary{(range.start.value / chunk_bytes_ + 1) * chunk_bytes_};
     const VaRange part{range.start, std::min(range.end, boundary)};
     const std::size_t count = page_size_.pages(part.bytes());
     const std::size_t bytes = count * sizeof entries_[0];
+    if (count > capacity_) {  // one page for a lookup, else a chunk at once
+      capacity_ = count == 1 ? 1 : page_size_.pages(chunk_bytes_);
+      entries_ = std::make_unique_for_overwrite<std::uint64_t[]>(capacity_);
+    }
     auto got = read_at(fd_, entries_.get(), bytes,
                        page_size_.pages(part.start.value) * sizeof entries_[0]);
     if (!got) {
@@ -325,7 +327,18 @@ std::optional<PagemapReader::Scan> PagemapReader::scan(VaRange range, std::uint6
     can_scan_ = false;
     return {};
   }
-  return Scan{static_cast<std::size_t>(found), {argument.walk_end}};
+  Scan result{static_cast<std::size_t>(found), {argument.walk_end}};
+  // walk_end is what it should be only where the scan stopped early. Where it went through,
+  // it may still be where the kernel emptied its own buffer of 512 regions on the way
+  // (do_pagemap_scan() in fs/proc/task_mmu.c sets it at the end only if it is 0).
+  std::uint64_t pages = 0;
+  for (const Region& region : regions.first(result.regions)) {
+    pages += page_size_.pages(region.end - region.start);
+  }
+  const bool stopped = result.regions == regions.size() || (max_pages != 0 && pages >= max_pages);
+  if (!stopped) result.end = range.end;
+  else if (found > 0) result.end = std::max(result.end, VirtAddr{regions[result.regions - 1].end});
+  return result;
 }
 
 /// The next stretch of a recorded file that is not a hole, as the one region of a scan.
@@ -342,10 +355,12 @@ std::optional<PagemapReader::Scan> PagemapReader::next_data(VaRange range) {
     seeks_holes_ = can_scan_ = false;
     return {};
   }
-  const VirtAddr start = std::max(range.start, address(data));
+  const VirtAddr start = std::max(range.start, pmd_size_.floor(address(data)));
   if (start >= range.end) return Scan{0, range.end};
   const off_t hole = lseek(fd_.get(), data, SEEK_HOLE);
-  const VirtAddr end = hole < 0 ? range.end : std::min(range.end, address(hole + 7));
+  // Widened to whole blocks, so that what is said of leaves does not depend on where the
+  // file system puts its holes.
+  const VirtAddr end = hole < 0 ? range.end : std::min(range.end, pmd_size_.ceil(address(hole + 7)));
   if (end <= start) {
     seeks_holes_ = can_scan_ = false;
     return {};

@@ -38,7 +38,7 @@ class PagemapReader {
     VirtAddr end;  ///< scanned up to here
   };
   static constexpr std::size_t chunk_pages = 8192;  // 64 KiB of entries
-  static constexpr std::size_t max_regions = 1024;
+  static constexpr std::size_t max_regions = 512;
 
   Result<VirtAddr> read_by_scan(VaRange window);
   Result<void> read_outright(VaRange range, std::optional<unsigned> leaf_shift);
@@ -74,6 +74,7 @@ class PagemapReader {
   bool leaf_is_hugetlb_ = false;
   const ExtentSink* sink_ = nullptr;
   bool open_ = true;             ///< the sink wants more
+  std::size_t capacity_ = 0;     ///< of entries_
   std::unique_ptr<std::uint64_t[]> entries_;
   std::unique_ptr<Region[]> regions_;
 };

@@ -33,8 +33,8 @@ struct SysRoot::State {
 namespace {
 
 constexpr const char* ptrace_hint =
-    "reading another user's process takes CAP_SYS_PTRACE (and yama's ptrace_scope to allow it): "
-    "run as root";
+    "another user's process takes CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH (and CAP_SYS_ADMIN for "
+    "PFNs): run as root";
 
 /// In a recorded tree links resolve inside the tree, and "magic" links not at all.
 int open_beneath(int directory, const char* path, int flags) {
@@ -294,8 +294,12 @@ Result<std::vector<std::string>> SysRoot::list(const char* path) const {
 }
 
 Result<std::string> SysRoot::read_link(const char* path) const {
+  constexpr int flags = O_PATH | O_NOFOLLOW | O_CLOEXEC;
+  const Fd link{state_->recorded ? open_beneath(state_->directory.get(), path, flags)
+                                 : openat(state_->directory.get(), path, flags)};
+  if (!link.valid()) return failed(errno, "opening link", message_path(state_->name, path));
   char target[4096];
-  const ssize_t n = readlinkat(state_->directory.get(), path, target, sizeof target);
+  const ssize_t n = readlinkat(link.get(), "", target, sizeof target);
   if (n < 0) return failed(errno, "reading link", message_path(state_->name, path));
   return std::string(target, static_cast<std::size_t>(n));
 }
@@ -351,10 +355,10 @@ Result<Process> SysRoot::process(pid_t pid) const {
   process.comm_ = stat->comm;
   process.start_time_ = stat->start_time;
   if ((stat->flags & pf_kthread) != 0) {
-    return std::unexpected(Error{.code = Errc::no_user_memory, .what = "opening process (a kernel thread)", .path = process.path("")});
+    return std::unexpected(Error{.code = Errc::no_user_memory, .what = "opening kernel thread", .path = process.path("")});
   }
   if (stat->state == 'Z' || stat->state == 'X') {
-    return std::unexpected(Error{.code = Errc::no_user_memory, .what = "opening process (a zombie)", .path = process.path("")});
+    return std::unexpected(Error{.code = Errc::no_user_memory, .what = "opening zombie", .path = process.path("")});
   }
   return process;
 }

@@ -329,7 +329,7 @@ class Walk {
 
 VaRange whole_pages(VaRange range, PageSize page_size) {
   VirtAddr end = page_size.ceil(range.end);
-  if (end < range.end) end = page_size.floor({UINT64_MAX});
+  if (end < range.end) end = page_size.floor({UINT64_MAX});  // 2^64 has no VirtAddr
   return {page_size.floor(range.start), end};
 }
 
@@ -337,15 +337,14 @@ VaRange whole_pages(VaRange range, PageSize page_size) {
 
 Result<void> translate(const Process& process, Translator& translator, VmaInspector& inspector,
                        VaRange range, const WalkOptions& options, VmaExtentSink sink) {
-  if (range.empty()) {
+  const VaRange pages = whole_pages(range, process.root().page_size());
+  if (range.empty() || pages.empty()) {
     return std::unexpected(Error{.code = Errc::invalid_argument,
-                                 .what = "translating an empty range",
+                                 .what = "translating an empty range, or the last page of all",
                                  .path = {},
                                  .address = range.start.value});
   }
-  return Walk{process, translator, inspector, whole_pages(range, process.root().page_size()), true,
-              options, sink}
-      .run();
+  return Walk{process, translator, inspector, pages, true, options, sink}.run();
 }
 
 Result<void> translate_all(const Process& process, Translator& translator, VmaInspector& inspector,
