@@ -31,6 +31,7 @@ struct Options : CommonOptions {
 
 constexpr const char* hidden_hint =
     "PFNs take CAP_SYS_ADMIN in the initial user namespace: run as root";
+constexpr const char* hidden_recorded_hint = "it was recorded without CAP_SYS_ADMIN: record it again as root";
 constexpr const char* unseen_hint =
     "only the page tables tell of such mappings, which this version does not read";
 
@@ -107,7 +108,10 @@ class Vtop {
   }
 
   int end(Status status) {
-    if (hidden_seen_) messages_.error("PFNs are hidden from this user", hidden_hint);
+    if (hidden_seen_) {
+      if (process_.root().recorded()) messages_.error("PFNs are hidden in this recording", hidden_recorded_hint);
+      else messages_.error("PFNs are hidden from this user", hidden_hint);
+    }
     if (unseen_asked_) messages_.error("an address lies in a mapping that pagemap does not show", unseen_hint);
     if (changed_asked_) messages_.error("an address kept changing while it was read", "stop the process (SIGSTOP), or try again");
     status = finish_output(out_, status, messages_);

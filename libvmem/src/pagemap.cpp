@@ -153,6 +153,13 @@ class PagemapTranslator final : public Translator {
 
   Result<void> walk(VaRange range, const WalkOptions& options, ExtentSink sink) override {
     ExtentBuilder builder{process_.root().page_size(), sink};
+    auto result = read(range, options, builder);
+    builder.flush();  // what was read before a failure is right
+    return result;
+  }
+
+ private:
+  Result<void> read(VaRange range, const WalkOptions& options, ExtentBuilder& builder) {
     bool open = true;
     const auto add = [&](const Extent& run) { return open = builder.add(run); };
     PagemapReader reader{process_, fd_, options.every_page};
@@ -169,20 +176,12 @@ class PagemapTranslator final : public Translator {
         range.start = end;
       }
       if (open && range.bytes() > 2 * reader.stride()) {
-        SharedWalk shared{process_, fd_, reader, options.every_page, range};
-        if (auto read = shared.run(add); !read) return read;
-        builder.flush();
-        return {};
+        return SharedWalk{process_, fd_, reader, options.every_page, range}.run(add);
       }
     }
-    if (open && !range.empty()) {
-      if (auto read = reader.read(range, add); !read) return read;
-    }
-    builder.flush();
-    return {};
+    return open ? reader.read(range, add) : Result<void>{};
   }
 
- private:
   const Process& process_;
   Fd fd_;
 };

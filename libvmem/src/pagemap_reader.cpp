@@ -136,15 +136,17 @@ Result<void> PagemapReader::read_outright(VaRange range, std::optional<unsigned>
       got.error().path = process_.path("pagemap");
       return std::unexpected(std::move(got.error()));
     }
-    if (*got != bytes) {
+    const std::size_t whole = *got / sizeof entries_[0];
+    const VaRange read{part.start, part.start + (whole << page_size_.shift())};
+    if (leaf_shift) decode_runs(read.start, 0, whole, *leaf_shift);
+    else decode_blocks(read);
+    if (whole != count) {
       // The kernel answers 0 bytes once the address space is gone (exit, exec).
       return std::unexpected(Error{.code = recorded_ ? Errc::malformed : Errc::process_changed,
                                    .what = "reading pagemap",
                                    .path = process_.path("pagemap"),
-                                   .address = part.start.value});
+                                   .address = read.end.value});
     }
-    if (leaf_shift) decode_runs(part.start, 0, count, *leaf_shift);
-    else decode_blocks(part);
     range.start = part.end;
   }
   return {};

@@ -131,8 +131,12 @@ Result<Manifest> parse_manifest(std::string_view text, const std::string& path) 
     if (line.empty() || line.front() == '#') continue;
     const std::size_t space = line.find(' ');
     const std::string_view key = line.substr(0, space);
-    const std::string_view value =
-        space == std::string_view::npos ? std::string_view{} : line.substr(space + 1);
+    constexpr std::string_view key_letters = "abcdefghijklmnopqrstuvwxyz0123456789_-";
+    if (space == std::string_view::npos || key.empty() ||
+        key.find_first_not_of(key_letters) != std::string_view::npos) {
+      return fail(Errc::malformed, "manifest: a line that is not \"key value\"", path);
+    }
+    const std::string_view value = line.substr(space + 1);
     if (key == "vmem-tree") {
       if (value != "1") return fail(Errc::not_supported, "manifest of another version", path);
     } else if (key == "page_size") {

@@ -85,7 +85,8 @@ class Walk {
         translator_(translator),
         finisher_(process, inspector),
         page_size_(process.root().page_size()),
-        range_(range),
+        range_(range.end.value != 0 ? range : VaRange{range.start, VirtAddr{0} - page_size_.bytes()}),
+        tail_(report_gaps && range.end.value == 0 ? page_size_.bytes() : 0),
         report_gaps_(report_gaps),
         live_(!process.root().recorded()),
         options_(options),
@@ -104,13 +105,18 @@ class Walk {
       auto got = read_batch(*reader);
       if (!got) return std::unexpected(std::move(got.error()));
       more = *got;
-      if (auto walked = walk_batch(); !walked) return walked;
+      if (auto walked = walk_batch(); !walked) {
+        // A truncated recording is right up to where it ends.
+        if (live_) return walked;
+        if (auto settled = settle(true); !settled) return settled;
+        return walked;
+      }
       if (auto settled = settle(true); !settled) return settled;
     }
     if (!open_) return {};
     // An address space that went away reads as the end of maps, too.
     if (auto intact = check_address_space(); !intact) return intact;
-    if (report_gaps_) emit_gap(range_.end);
+    if (report_gaps_) emit_gap(range_.end, tail_);
     return {};
   }
 
@@ -286,10 +292,10 @@ class Walk {
     open_ = sink_(&vma, extent);
   }
 
-  void emit_gap(VirtAddr end) {
-    if (cursor_ >= end || !open_) return;
+  void emit_gap(VirtAddr end, std::uint64_t tail = 0) {
+    if (!open_ || (cursor_ >= end && tail == 0)) return;
     open_ = sink_(nullptr, {.va = cursor_,
-                            .bytes = end - cursor_,
+                            .bytes = end - cursor_ + tail,
                             .state = PageState::unmapped,
                             .backend = translator_.backend()});
     cursor_ = end;
@@ -312,6 +318,9 @@ class Walk {
   Finisher finisher_;
   const PageSize page_size_;
   const VaRange range_;
+  /// The last page of all, whose end 64 bits do not hold: it is never mapped, and told as
+  /// a part of the last gap.
+  const std::uint64_t tail_;
   const bool report_gaps_;
   const bool live_;
   const WalkOptions& options_;
@@ -327,23 +336,18 @@ class Walk {
   bool check_more_ = true;
 };
 
-VaRange whole_pages(VaRange range, PageSize page_size) {
-  VirtAddr end = page_size.ceil(range.end);
-  if (end < range.end) end = page_size.floor({UINT64_MAX});  // 2^64 has no VirtAddr
-  return {page_size.floor(range.start), end};
-}
-
 }  // namespace
 
 Result<void> translate(const Process& process, Translator& translator, VmaInspector& inspector,
                        VaRange range, const WalkOptions& options, VmaExtentSink sink) {
-  const VaRange pages = whole_pages(range, process.root().page_size());
-  if (range.empty() || pages.empty()) {
+  if (range.empty()) {
     return std::unexpected(Error{.code = Errc::invalid_argument,
-                                 .what = "translating an empty range, or the last page of all",
+                                 .what = "translating an empty range",
                                  .path = {},
                                  .address = range.start.value});
   }
+  const PageSize page_size = process.root().page_size();
+  const VaRange pages{page_size.floor(range.start), page_size.ceil(range.end)};
   return Walk{process, translator, inspector, pages, true, options, sink}.run();
 }
 
