@@ -44,7 +44,7 @@ std::optional<std::uint64_t> parse_size(std::string_view text) {
 std::expected<AddressExpression, std::string> parse_address(std::string_view text) {
   using Form = AddressExpression::Form;
   AddressExpression result;
-  if (text.empty()) return std::unexpected("an empty address");
+  if (text.empty()) return std::unexpected("an empty line is no address");
 
   if (text.front() == '[') {
     const std::size_t close = text.rfind(']');

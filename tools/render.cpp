@@ -52,6 +52,7 @@ std::string printable(std::string_view name) {
   for (const char c : name) {
     const auto byte = static_cast<unsigned char>(c);
     if (c == '\n') text += "\\n";
+    else if (c == '\\') text += "\\\\";
     else if (byte < 0x20 || byte == 0x7f) text += fmt::format("\\x{:02x}", byte);
     else text += c;
   }

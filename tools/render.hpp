@@ -38,8 +38,8 @@ class Output {
 /// "4.0K", "2.0M", or plain bytes.
 std::string human_size(std::uint64_t bytes, bool plain);
 
-/// A name for a terminal: control characters as \n or \xNN, so that a file's name cannot
-/// steer the terminal or break the table.
+/// A name for a terminal: control characters as \n or \xNN and a backslash as \\, so that
+/// a file's name cannot steer the terminal or break the table.
 std::string printable(std::string_view name);
 
 /// A quoted JSON string. What is not UTF-8 becomes U+FFFD.

@@ -240,6 +240,7 @@ class Vtop {
 
   void range(VaRange asked) {
     heading();
+    details_.in_order(true);
     Progress progress;
     bool mapped = false;
     auto walked = translate(process_, translator_, inspector_, asked, walk_options(), [&](const Vma* vma, const Extent& extent) {
@@ -270,6 +271,7 @@ class Vtop {
       default: raise(Status::negative); break;
     }
     if (!block) heading();
+    details_.in_order(false);
     const Row row{vma, extent, asked};
     if (options_.frames && extent.state == PageState::resident) show_one_frame(row, block);
     else show(row, block && !json_);
@@ -325,7 +327,10 @@ class Vtop {
 
   void answer(const std::string& text, bool block) {
     const auto parsed = parse_address(text);
-    if (!parsed) return fail(fmt::format("{}: {}", text, parsed.error()), "see ADDRESSES in vtop(1)");
+    if (!parsed) {
+      return fail(text.empty() ? parsed.error() : fmt::format("{}: {}", text, parsed.error()),
+                  "a file takes an offset (libc.so.6+0); see ADDRESSES in vtop(1)");
+    }
     const AddressExpression& e = *parsed;
     bool found = true;
     bool inside = true;
@@ -392,13 +397,14 @@ class Vtop {
   struct Watched {
     std::optional<Vma> vma;
     Extent extent;
+    VirtAddr shown;
   };
 
   /// What is asked for, as it is now: in address order within each question.
   std::optional<std::vector<Watched>> look(const std::vector<AddressExpression>& questions) {
     std::vector<Watched> now;
     const auto collect = [&](const Vma* vma, const Extent& extent) {
-      now.push_back({vma != nullptr ? std::optional(*vma) : std::nullopt, extent});
+      now.push_back({vma != nullptr ? std::optional(*vma) : std::nullopt, extent, extent.va});
       return !interrupted();
     };
     const auto check = [&](const Result<void>& result) {
@@ -410,7 +416,7 @@ class Vtop {
       const auto one = [&](VirtAddr va) {
         auto translated = translate(process_, translator_, inspector_, va);
         if (!translated) return check(std::unexpected(std::move(translated.error())));
-        now.push_back({std::move(translated->vma), translated->extent});
+        now.push_back({std::move(translated->vma), translated->extent, va});
         return true;
       };
       const auto many = [&](VaRange r) {
@@ -497,14 +503,14 @@ class Vtop {
     }
     for (const Watched& w : before) {
       if (holder(new_index, w.extent.va) != nullptr) continue;
-      Watched gone{std::nullopt, {.va = w.extent.va, .bytes = w.extent.bytes, .state = PageState::unmapped, .backend = w.extent.backend}};
+      Watched gone{std::nullopt, {.va = w.extent.va, .bytes = w.extent.bytes, .state = PageState::unmapped, .backend = w.extent.backend}, w.shown};
       show_watched(gone);
       if (interrupted() || out_.failed()) return;
     }
   }
 
   void show_watched(const Watched& w) {
-    const Row row{w.vma ? &*w.vma : nullptr, w.extent, w.extent.va};
+    const Row row{w.vma ? &*w.vma : nullptr, w.extent, w.shown};
     if (w.extent.state == PageState::hidden) {
       hidden_seen_ = true;
       raise(Status::unanswered);
@@ -603,6 +609,7 @@ int run(int argc, char** argv) {
       return 2;
     }
     columns = std::move(*chosen);
+    options.frames = options.frames || needs_frames(columns);
   }
   catch_interrupts();
   const auto process = open_target(options, target, messages);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "vtop_output.hpp"
 
+#include <algorithm>
 #include <array>
 
 namespace vmem::tools {
@@ -22,7 +23,7 @@ constexpr auto column_table = std::to_array<ColumnInfo>({
     {Column::pa, "pa", 13, false},
     {Column::pfn, "pfn", 10, false},
     {Column::leaf, "leaf", 5, true},
-    {Column::bits, "bits", 9, false},
+    {Column::bits, "bits", 20, false},
     {Column::swap, "swap", 12, false},
     {Column::backend, "backend", 7, false},
     {Column::perms, "perms", 5, false},
@@ -31,13 +32,13 @@ constexpr auto column_table = std::to_array<ColumnInfo>({
     {Column::inode, "inode", 8, true},
     {Column::vma_class, "class", 9, false},
     {Column::kind, "kind", 13, false},
-    {Column::flags, "flags", 40, false},
+    {Column::flags, "flags", 44, false},
     {Column::mapcount, "mapcount", 8, true},
     {Column::memcg, "memcg", 6, true},
     {Column::node, "node", 4, true},
     {Column::region, "region", 12, false},
     {Column::vmflags, "vmflags", 26, false},
-    {Column::name, "name", 0, false},
+    {Column::name, "name", 32, false},
     {Column::reason, "reason", 24, false},
 });
 
@@ -142,6 +143,13 @@ std::vector<Column> default_columns(bool frames) {
   return {va, end, size, state, pa, pfn, leaf, perms, name};
 }
 
+bool needs_frames(const std::vector<Column>& columns) {
+  return std::ranges::any_of(columns, [](Column column) {
+    return column == Column::flags || column == Column::mapcount || column == Column::memcg ||
+           column == Column::node || column == Column::region;
+  });
+}
+
 Classification VmaDetails::classification(const Vma& vma) {
   turn_to(vma);
   if (!classification_) classification_ = inspector_.classify(vma);
@@ -150,7 +158,7 @@ Classification VmaDetails::classification(const Vma& vma) {
 
 const std::optional<VmFlags>& VmaDetails::flags(const Vma& vma) {
   turn_to(vma);
-  if (!flags_) flags_ = inspector_.flags(vma);
+  if (!flags_) flags_ = inspector_.flags(vma, most_);
   return *flags_;
 }
 
@@ -236,7 +244,9 @@ std::string Table::cell(Column column, const Row& row) {
   const FrameFacts& facts = row.frame != nullptr ? row.frame->facts : none;
   switch (column) {
     case Column::va: return fmt::format("{:#x}", row.shown.value);
-    case Column::end: return fmt::format("{:#x}", e.end().value);
+    case Column::end:
+      // The last page of all ends at 2^64.
+      return e.end().value != 0 ? fmt::format("{:#x}", e.end().value) : "0x10000000000000000";
     case Column::size: return human_size(e.bytes, bytes_);
     case Column::state: return std::string(to_string(e.state));
     case Column::pa: return resident ? fmt::format("{:#x}", physical(row, page_size_)) : hidden ? "hidden" : "-";

@@ -41,7 +41,8 @@ std::expected<std::vector<Column>, std::string> parse_columns(std::string_view n
 /// "va,end,size,…": for messages and --help.
 std::string column_names();
 std::vector<Column> default_columns(bool frames);
-bool needs_inspection(const std::vector<Column>& columns);
+/// Whether one of them is a fact of frames.
+bool needs_frames(const std::vector<Column>& columns);
 
 /// Looks up what a VMA's line does not say, once per VMA.
 class VmaDetails {
@@ -49,6 +50,9 @@ class VmaDetails {
   explicit VmaDetails(VmaInspector& inspector) : inspector_(inspector) {}
   Classification classification(const Vma& vma);
   const std::optional<VmFlags>& flags(const Vma& vma);
+  /// Whether VMAs are asked about in the order of a walk. Out of order, smaps is read from
+  /// its beginning for each: then it is left alone if many VMAs lie before.
+  void in_order(bool yes) { most_ = yes ? SIZE_MAX : 4096; }
 
  private:
   void turn_to(const Vma& vma);
@@ -56,6 +60,7 @@ class VmaDetails {
   std::optional<Vma> vma_;
   std::optional<Classification> classification_;
   std::optional<std::optional<VmFlags>> flags_;
+  std::size_t most_ = SIZE_MAX;
 };
 
 class Table {

@@ -113,9 +113,9 @@ struct VmaInspector::State {
     return nullptr;
   }
 
-  std::optional<SmapsEntry> smaps_entry(const Vma& vma) {
+  std::optional<SmapsEntry> smaps_entry(const Vma& vma, std::size_t most = SIZE_MAX) {
     if (smaps_refused) return {};
-    auto entry = smaps.find(vma.range.start);
+    auto entry = smaps.find(vma.range.start, most);
     if (!entry) {
       smaps_refused = true;
       return {};
@@ -199,8 +199,8 @@ VmaInspector::VmaInspector(VmaInspector&&) noexcept = default;
 VmaInspector& VmaInspector::operator=(VmaInspector&&) noexcept = default;
 VmaInspector::~VmaInspector() = default;
 
-std::optional<VmFlags> VmaInspector::flags(const Vma& vma) {
-  auto entry = state_->smaps_entry(vma);
+std::optional<VmFlags> VmaInspector::flags(const Vma& vma, std::size_t most) {
+  auto entry = state_->smaps_entry(vma, most);
   return entry ? std::move(entry->flags) : std::nullopt;
 }
 

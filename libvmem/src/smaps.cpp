@@ -93,7 +93,7 @@ SmapsReader::SmapsReader(SmapsReader&&) noexcept = default;
 SmapsReader& SmapsReader::operator=(SmapsReader&&) noexcept = default;
 SmapsReader::~SmapsReader() = default;
 
-Result<std::optional<SmapsEntry>> SmapsReader::find(VirtAddr address) {
+Result<std::optional<SmapsEntry>> SmapsReader::find(VirtAddr address, std::size_t most) {
   State& s = *state_;
   if (!s.chunks || !s.current || address < s.current->range.start) {
     if (auto restarted = s.restart(); !restarted) {
@@ -101,7 +101,8 @@ Result<std::optional<SmapsEntry>> SmapsReader::find(VirtAddr address) {
     }
     if (auto first = s.advance(); !first) return std::unexpected(std::move(first.error()));
   }
-  while (s.current && s.current->range.end <= address) {
+  for (; s.current && s.current->range.end <= address; --most) {
+    if (most == 0) return std::nullopt;
     if (auto next = s.advance(); !next) return std::unexpected(std::move(next.error()));
   }
   if (s.current && s.current->range.contains(address)) return s.current;

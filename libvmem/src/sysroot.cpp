@@ -33,7 +33,7 @@ struct SysRoot::State {
 namespace {
 
 constexpr const char* ptrace_hint =
-    "another user's process takes CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH (and CAP_SYS_ADMIN for "
+    "another user's (or a non-dumpable) process takes CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH (and CAP_SYS_ADMIN for "
     "PFNs): run as root";
 
 /// In a recorded tree links resolve inside the tree, and "magic" links not at all.

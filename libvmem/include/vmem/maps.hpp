@@ -107,9 +107,10 @@ class VMEM_EXPORT SmapsReader {
   SmapsReader& operator=(SmapsReader&&) noexcept;
   ~SmapsReader();
 
-  /// The entry that holds `address`; empty if there is none. A question below the last
-  /// one starts again from the beginning.
-  Result<std::optional<SmapsEntry>> find(VirtAddr address);
+  /// The entry that holds `address`; empty if there is none, or if more than `most` entries
+  /// would have to be passed to reach it. A question below the last one starts again from
+  /// the beginning.
+  Result<std::optional<SmapsEntry>> find(VirtAddr address, std::size_t most = SIZE_MAX);
 
  private:
   struct State;
@@ -165,8 +166,9 @@ class VMEM_EXPORT VmaInspector {
   /// from a stream.
   Classification classify(const Vma& vma);
 
-  /// VmFlags, from smaps; empty where they cannot be read.
-  std::optional<VmFlags> flags(const Vma& vma);
+  /// VmFlags, from smaps; empty where they cannot be read, or only by passing more than
+  /// `most` VMAs.
+  std::optional<VmFlags> flags(const Vma& vma, std::size_t most = SIZE_MAX);
 
   /// The page size of a hugetlb VMA; empty for any other. The error-free "not known" is
   /// also empty: smaps and PROCMAP_QUERY were both refused.
