@@ -219,8 +219,9 @@ std::string NaiveTwin::check_translate(VaRange range, const std::vector<VmaExten
                                        bool gaps) {
   const std::uint64_t p = process_.page_size;
   const std::uint64_t first = range.start.value / p * p;
-  const std::uint64_t last =
-      range.end.value > ~0ULL - p ? ~0ULL / p * p : (range.end.value + p - 1) / p * p;
+  // 0 stands for 2^64: the last page of all belongs to a range that reaches into it.
+  const std::uint64_t last = (range.end.value + p - 1) / p * p;
+  const auto up_to_last = [last](std::uint64_t end) { return last == 0 ? end : std::min(last, end); };
   std::uint64_t cursor = first;
   for (std::size_t i = 0; i < extents.size(); ++i) {
     const auto& [vma_start, extent] = extents[i];
@@ -235,17 +236,17 @@ std::string NaiveTwin::check_translate(VaRange range, const std::vector<VmaExten
       return at(cursor, "not tiled: next is " + describe(extent, page_size));
     if (vma == nullptr) {
       const TwinVma* const next = vma_after(cursor);
-      const std::uint64_t end = next == nullptr ? last : std::min(last, next->start);
+      const std::uint64_t end = next == nullptr ? last : up_to_last(next->start);
       if (vma_start != 0 || extent.state != PageState::unmapped || extent.end().value != end ||
           extent.reason != Reason::none) {
         return at(cursor, "a gap, but got " + describe(extent, page_size));
       }
     } else {
       if (vma_start != vma->start) return at(cursor, "delivered with another VMA");
-      if (extent.end().value > vma->end || extent.end().value > last)
+      if (extent.end().value > up_to_last(vma->end))
         return at(cursor, "crosses a border: " + describe(extent, page_size));
       const std::uint64_t part_start = std::max(first, vma->start);
-      const std::uint64_t part_end = std::min(last, vma->end);
+      const std::uint64_t part_end = up_to_last(vma->end);
       const bool blind =
           vma->sight == TwinVma::Sight::pfnmap || vma->sight == TwinVma::Sight::maybe_blind;
       if (std::string wrong =
