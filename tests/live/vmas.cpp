@@ -7,6 +7,7 @@
 
 #include "live/children.hpp"
 #include "live/oracle.hpp"
+#include "support/temp_dir.hpp"
 
 using namespace vmem;
 using namespace vmem::test;
@@ -127,6 +128,45 @@ TEST_CASE("60,000 VMAs: every one is read and found, and the walk is right") {
     CHECK(c.faults.empty());
     if (shown_pfns()) CHECK(c.resident >= 15'000);
   }
+}
+
+TEST_CASE("the lookup in the text finds what the ioctl finds") {
+  const KindsChild child;
+  stop(child.pid());
+  const Process live = process_of(child.pid());
+  // The same text as a regular file: the ioctl is refused there, and the text has to do.
+  const TempDir tree;
+  const std::string name = "proc/" + std::to_string(child.pid());
+  for (const char* file : {"maps", "stat"}) {
+    write_file(tree / (name + "/" + file), read_file("/" + name + "/" + file));
+  }
+  const auto root = SysRoot::open(tree.string());
+  REQUIRE(root);
+  const auto recorded = root->process(child.pid());
+  REQUIRE(recorded);
+  const auto plain = plain_vmas(child.pid());
+  const auto ask = [&](VirtAddr address) {
+    INFO(hex(address.value));
+    const auto by_ioctl = find_vma(live, address);
+    const auto by_text = find_vma(*recorded, address);
+    REQUIRE(by_ioctl);
+    REQUIRE(by_text);
+    CHECK(by_ioctl->has_value() == by_text->has_value());
+    if (*by_ioctl && *by_text) CHECK(**by_ioctl == **by_text);
+  };
+  for (const Vma& v : plain) {
+    for (const std::uint64_t address :
+         {v.range.start.value - 1, v.range.start.value, v.range.start.value + 1234,
+          v.range.end.value - 1, v.range.end.value}) {
+      ask({address});
+    }
+  }
+  for (const std::uint64_t address : {std::uint64_t{0}, ~std::uint64_t{0}}) ask({address});
+  const auto all = read_vmas(live);
+  const auto all_recorded = read_vmas(*recorded);
+  REQUIRE(all);
+  REQUIRE(all_recorded);
+  CHECK(*all == *all_recorded);
 }
 
 TEST_CASE("a huge page VMA's page size comes with the lookup") {

@@ -6,6 +6,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import sys
 import time
 
 PREPARED_HUGE_PAGES = "VMEM_HUGETLBFS"  # where scripts/real-programs mounted a hugetlbfs
@@ -219,6 +220,10 @@ def kinds(directory, program, *names):
     os.mkdir(f"{directory}/files")
     child = _start(directory, [program, f"{directory}/files", *names], stdin=subprocess.PIPE)
     _await(child, directory, _log_has(directory, "ready\n"), "memory-kinds")
+    with open(f"{directory}/log", encoding="utf-8", errors="replace") as log:
+        for line in log:
+            if line.startswith("skip\t"):
+                print(f"SKIPPED: memory kind {line[5:].rstrip()}", file=sys.stderr, flush=True)
     return child
 
 
