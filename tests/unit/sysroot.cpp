@@ -87,12 +87,16 @@ TEST_CASE("a manifest that makes no sense is an error") {
     const TempDir directory;
     CHECK_FALSE(with_manifest(directory, std::string(1 << 20, 'x')));
   }
-  SECTION("junk in one line, and zero bytes") {
-    const TempDir directory;
-    (void)with_manifest(directory, std::string("\0\0page_size 0\0\n", 15));
-    (void)with_manifest(directory,
-                        "\x7f"
-                        "ELF\x02\x01\x01");
+  SECTION("junk that is not lines of key and value") {
+    for (const std::string& text :
+         {std::string("\0\0page_size 0\0\n", 15),
+          std::string("\x7f"
+                      "ELF\x02\x01\x01"),
+          std::string(100, '\xff'), std::string("{\"page_size\": 4096}\n")}) {
+      CAPTURE(text);
+      const TempDir directory;
+      CHECK_FALSE(with_manifest(directory, text));
+    }
   }
 }
 
