@@ -22,18 +22,32 @@ std::optional<std::uint64_t> parse_size(std::string_view text) {
   // In 0x…, no suffix letter is a hex digit, so there is no doubt.
   if (!text.empty()) {
     switch (text.back()) {
-      case 'K': case 'k': shift = 10; break;
-      case 'M': case 'm': shift = 20; break;
-      case 'G': case 'g': shift = 30; break;
-      case 'T': case 't': shift = 40; break;
-      default: break;
+      case 'K':
+      case 'k':
+        shift = 10;
+        break;
+      case 'M':
+      case 'm':
+        shift = 20;
+        break;
+      case 'G':
+      case 'g':
+        shift = 30;
+        break;
+      case 'T':
+      case 't':
+        shift = 40;
+        break;
+      default:
+        break;
     }
   }
   if (shift != 0) text.remove_suffix(1);
   const bool hex = text.starts_with("0x") || text.starts_with("0X");
   if (hex) text.remove_prefix(2);
   std::uint64_t value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value, hex ? 16 : 10);
+  const auto [end, error] =
+      std::from_chars(text.data(), text.data() + text.size(), value, hex ? 16 : 10);
   if (text.empty() || error != std::errc{} || end != text.data() + text.size()) return {};
   if (value > (UINT64_MAX >> shift)) return {};
   return value << shift;
@@ -91,7 +105,9 @@ std::expected<AddressExpression, std::string> parse_address(std::string_view tex
   }
 
   const auto start = parse_hex(text);
-  if (!start) return std::unexpected("not a hexadecimal address, START-END, START+LEN, [name] or FILE+OFFSET");
+  if (!start)
+    return std::unexpected(
+        "not a hexadecimal address, START-END, START+LEN, [name] or FILE+OFFSET");
   result.start = {*start};
   return result;
 }

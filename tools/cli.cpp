@@ -19,10 +19,14 @@ volatile std::sig_atomic_t caught_signal = 0;
 
 std::string_view name_of(PfnAccess access) {
   switch (access) {
-    case PfnAccess::full: return "\"full\"";
-    case PfnAccess::hidden: return "\"hidden\"";
-    case PfnAccess::none: return "\"none\"";
-    case PfnAccess::unknown: return "null";
+    case PfnAccess::full:
+      return "\"full\"";
+    case PfnAccess::hidden:
+      return "\"hidden\"";
+    case PfnAccess::none:
+      return "\"none\"";
+    case PfnAccess::unknown:
+      return "null";
   }
   return "null";
 }
@@ -31,7 +35,9 @@ std::string_view name_of(PfnAccess access) {
 class HelpFormatter : public CLI::Formatter {
  public:
   explicit HelpFormatter(std::string usage) : usage_(std::move(usage)) {}
-  std::string make_usage(const CLI::App*, std::string) const override { return "Usage: " + usage_ + "\n"; }
+  std::string make_usage(const CLI::App*, std::string) const override {
+    return "Usage: " + usage_ + "\n";
+  }
   // Types and choices are named in the descriptions.
   std::string make_option_opts(const CLI::Option* option) const override {
     const std::string type = option->get_type_name();
@@ -48,9 +54,11 @@ class HelpFormatter : public CLI::Formatter {
 void add_common_options(CLI::App& app, std::string_view tool, CommonOptions& options) {
   app.add_option("-n,--name", options.comm, "The process whose command name (comm) is exactly NAME")
       ->type_name("NAME");
-  app.add_option("--sysroot", options.sysroot, "Read the system recorded in DIR instead of this one")
+  app.add_option("--sysroot", options.sysroot,
+                 "Read the system recorded in DIR instead of this one")
       ->type_name("DIR");
-  app.add_option("--backend", options.backend, "Where page facts come from: auto, pagemap, bpf or kmod")
+  app.add_option("--backend", options.backend,
+                 "Where page facts come from: auto, pagemap, bpf or kmod")
       ->type_name("WHICH")
       ->check(CLI::IsMember({"auto", "pagemap", "bpf", "kmod"}));
   app.add_flag("-J,--json", options.json, "One JSON document on stdout");
@@ -61,13 +69,17 @@ void add_common_options(CLI::App& app, std::string_view tool, CommonOptions& opt
       ->check(CLI::IsMember({"auto", "always", "never"}));
   app.add_option("-o,--output", options.columns, "Columns to print, comma separated")
       ->type_name("COL,...");
-  app.set_version_flag("-V,--version", std::string(tool) + " " VMEM_VERSION, "Print the version and exit");
+  app.set_version_flag("-V,--version", std::string(tool) + " " VMEM_VERSION,
+                       "Print the version and exit");
   app.set_help_flag("-h,--help", "Print this help and exit");
 }
 
-std::expected<std::vector<std::string>, int> parse_command_line(CLI::App& app, std::string_view tool, int argc, char** argv) {
+std::expected<std::vector<std::string>, int> parse_command_line(CLI::App& app,
+                                                                std::string_view tool, int argc,
+                                                                char** argv) {
   const Messages messages{tool};
-  app.formatter(std::make_shared<HelpFormatter>(std::string(tool) + " [OPTIONS] TARGET [ADDRESS...]"));
+  app.formatter(
+      std::make_shared<HelpFormatter>(std::string(tool) + " [OPTIONS] TARGET [ADDRESS...]"));
   // Operands are taken as what is left: an option of CLI11's would read "[heap]" as a list.
   app.allow_extras();
   try {
@@ -118,8 +130,12 @@ std::optional<Process> open_target(const CommonOptions& options, const std::stri
     if (pids->size() != 1) {
       std::string list;
       for (const pid_t found : *pids) list += fmt::format(" {}", found);
-      if (pids->empty()) messages.error(fmt::format("no process is named {}", options.comm));
-      else messages.error(fmt::format("{} processes are named {}:{}", pids->size(), options.comm, list), "give one of these PIDs");
+      if (pids->empty())
+        messages.error(fmt::format("no process is named {}", options.comm));
+      else
+        messages.error(
+            fmt::format("{} processes are named {}:{}", pids->size(), options.comm, list),
+            "give one of these PIDs");
       return std::nullopt;
     }
     pid = pids->front();
@@ -145,7 +161,8 @@ Result<Backend> choose_backend(const CommonOptions& options) {
   return Backend::pagemap;
 }
 
-std::string json_prologue(std::string_view tool, const SysRoot& root, PfnAccess access, Backend backend) {
+std::string json_prologue(std::string_view tool, const SysRoot& root, PfnAccess access,
+                          Backend backend) {
   const std::string kernel = root.kernel_release();
   return fmt::format(
       R"({{"schema":"vmem.{}/1","version":"{}","host":{{"kernel":{},"page_size":{},"pfn_access":{},"backend":"{}"}})",
@@ -154,11 +171,11 @@ std::string json_prologue(std::string_view tool, const SysRoot& root, PfnAccess 
 }
 
 void catch_interrupts() {
-  struct sigaction action {};
+  struct sigaction action{};
   action.sa_handler = [](int signal) { caught_signal = signal; };
   // Without SA_RESTART, so that a read from a terminal ends too.
   for (const int signal : {SIGINT, SIGTERM}) {
-    struct sigaction old {};
+    struct sigaction old{};
     sigaction(signal, nullptr, &old);
     if (old.sa_handler != SIG_IGN) sigaction(signal, &action, nullptr);
   }

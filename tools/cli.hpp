@@ -35,7 +35,9 @@ void add_common_options(CLI::App& app, std::string_view tool, CommonOptions& opt
 
 /// Returns the operands; or, having answered --help, --version or a usage error, the exit
 /// status.
-std::expected<std::vector<std::string>, int> parse_command_line(CLI::App& app, std::string_view tool, int argc, char** argv);
+std::expected<std::vector<std::string>, int> parse_command_line(CLI::App& app,
+                                                                std::string_view tool, int argc,
+                                                                char** argv);
 
 /// Messages to stderr: "TOOL: what: path: reason", then "hint: …".
 class Messages {
@@ -58,9 +60,11 @@ Result<Backend> choose_backend(const CommonOptions& options);
 
 /// The start of every JSON document, up to and without the tool's own members:
 /// {"schema":…,"version":…,"host":{…}
-std::string json_prologue(std::string_view tool, const SysRoot& root, PfnAccess access, Backend backend);
+std::string json_prologue(std::string_view tool, const SysRoot& root, PfnAccess access,
+                          Backend backend);
 
-/// Catches SIGINT and SIGTERM, so that output ends at a whole line. Check interrupted() where work is long.
+/// Catches SIGINT and SIGTERM, so that output ends at a whole line. Check interrupted() where work
+/// is long.
 void catch_interrupts();
 bool interrupted();
 /// Ends as the signal would have ended the process.

@@ -1,582 +1,54 @@
 // SPDX-License-Identifier: MIT
 /// vtop: which physical memory a virtual address is.
-#include <poll.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
-#include <ctime>
-#include <optional>
+#include <new>
 #include <span>
 #include <string>
 #include <string_view>
-#include <thread>
 #include <vector>
 
-#include "addresses.hpp"
 #include "cli.hpp"
 #include "vtop_output.hpp"
+#include "vtop_session.hpp"
 
 namespace vmem::tools {
 namespace {
 
-struct Options : CommonOptions {
-  bool pages = false;
-  bool frames = false;
-  std::optional<double> watch;
-  std::uint64_t count = 0;
-  unsigned threads = 0;
-};
-
-constexpr const char* hidden_hint =
-    "PFNs take CAP_SYS_ADMIN in the initial user namespace: run as root";
-constexpr const char* hidden_recorded_hint = "it was recorded without CAP_SYS_ADMIN: record it again as root";
-constexpr const char* unseen_hint =
-    "only the page tables tell of such mappings, which this version does not read";
-
-/// Says on stderr how far a long walk has come, from one second on. Only where nothing
-/// else is being printed to the same terminal.
-class Progress {
- public:
-  Progress() : enabled_(isatty(STDERR_FILENO) != 0 && isatty(STDOUT_FILENO) == 0) {}
-  ~Progress() {
-    if (shown_) std::fputs("\r\033[K", stderr);
-  }
-  Progress(const Progress&) = delete;
-  Progress& operator=(const Progress&) = delete;
-
-  void at(VirtAddr va) {
-    if (!enabled_ || ++calls_ % 1024 != 0) return;
-    const auto now = std::chrono::steady_clock::now();
-    if (now - last_ < std::chrono::seconds(1)) return;
-    last_ = now;
-    shown_ = true;
-    std::fprintf(stderr, "\r\033[Kvtop: at %#llx", static_cast<unsigned long long>(va.value));
-  }
-
- private:
-  bool enabled_;
-  bool shown_ = false;
-  unsigned calls_ = 0;
-  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
-};
-
-class Vtop {
- public:
-  Vtop(const Options& options, const Process& process, Translator& translator, std::vector<Column> columns)
-      : options_(options),
-        process_(process),
-        translator_(translator),
-        page_size_(process.root().page_size()),
-        inspector_(process),
-        details_(inspector_),
-        table_(out_, details_, page_size_, std::move(columns), options.bytes, use_color(options.color)) {}
-
-  int run(const std::vector<std::string>& addresses) {
-    if (options_.frames) open_frames();
-    if (options_.watch) return end(watch(addresses));
-
-    const bool block = addresses.size() == 1 && addresses[0] != "-" && options_.columns.empty();
-    const bool batch = std::ranges::find(addresses, "-") != addresses.end();
-    if (options_.json && !batch) begin_document(true);
-    if (addresses.empty()) {
-      heading();
-      whole_process();
-    }
-    for (const std::string& text : addresses) {
-      if (interrupted() || out_.failed()) break;
-      if (text == "-") answer_stdin();
-      else if (options_.json && batch) answer_document(text);
-      else answer(text, block);
-    }
-    if (options_.json && !batch) json_->end(document_error_);
-    return end(status_);
-  }
-
- private:
-  // ---- messages and status
-
-  void raise(Status status) { status_ = std::max(status_, status); }
-
-  void fail(const Error& error) { fail(to_string(error), error.hint != nullptr ? error.hint : ""); }
-  void fail(const std::string& text, std::string_view hint = {}) {
-    out_.flush();  // what was answered comes before what was not
-    messages_.error(text, hint);
-    if (document_error_.empty()) document_error_ = text;
-    raise(Status::unanswered);
-  }
-
-  int end(Status status) {
-    if (hidden_seen_) {
-      if (process_.root().recorded()) messages_.error("PFNs are hidden in this recording", hidden_recorded_hint);
-      else messages_.error("PFNs are hidden from this user", hidden_hint);
-    }
-    if (unseen_asked_) messages_.error("an address lies in a mapping that pagemap does not show", unseen_hint);
-    if (changed_asked_) messages_.error("an address kept changing while it was read", "stop the process (SIGSTOP), or try again");
-    status = finish_output(out_, status, messages_);
-    if (interrupted()) end_by_signal();
-    return static_cast<int>(status);
-  }
-
-  // ---- output
-
-  void begin_document(bool lines) {
-    if (!json_) access_ = pfn_access(process_, translator_);
-    json_.emplace(out_, details_, page_size_, lines);
-    document_error_.clear();
-    json_->begin(json_prologue("vtop", process_.root(), access_, translator_.backend()), process_);
-  }
-
-  void heading() {
-    if (options_.json || options_.no_headings || headed_) return;
-    headed_ = true;
-    table_.heading();
-  }
-
-  bool show(const Row& row, bool block = false) {
-    if (row.extent.state == PageState::hidden) {
-      hidden_seen_ = true;
-      raise(Status::unanswered);
-    }
-    const bool more = json_ ? json_->row(row) : block ? table_.block(row) : table_.row(row);
-    return more && !interrupted();
-  }
-
-  /// Shows an extent whole, or page by page, or by runs of frames with equal facts.
-  bool show_run(const Vma* vma, const Extent& extent) {
-    if (options_.frames && extent.state == PageState::resident) return show_frames(vma, extent);
-    if (!options_.pages) return show({vma, extent, extent.va});
-    return show_pages(vma, extent, nullptr);
-  }
-
-  bool show_pages(const Vma* vma, const Extent& run, const FrameView* frame) {
-    for (std::uint64_t done = 0; done < run.bytes; done += page_size_.bytes()) {
-      if (!show({vma, page_of(run, done), run.va + done, frame})) return false;
-    }
-    return true;
-  }
-
-  Extent part_of(const Extent& run, std::uint64_t offset, std::uint64_t bytes) const {
-    Extent part = run;
-    part.va = run.va + offset;
-    part.bytes = bytes;
-    if (run.state == PageState::resident) part.pfn = run.pfn + page_size_.pages(offset);
-    else if (run.state == PageState::swapped && run.reason == Reason::none) part.swap_offset += page_size_.pages(offset);
-    return part;
-  }
-  Extent page_of(const Extent& run, std::uint64_t offset) const { return part_of(run, offset, page_size_.bytes()); }
-
-  // ---- frame facts
-
-  void open_frames() {
-    if (auto reader = FrameReader::open(process_.root())) frames_.emplace(std::move(*reader));
-    else fail(reader.error());
-    if (auto iomem = Iomem::read(process_.root())) iomem_ = std::move(*iomem);
-    if (auto numa = NumaMap::read(process_.root())) numa_ = std::move(*numa);
-  }
-
-  /// The place of a frame: its node and region, and where either changes.
-  PhysAddr locate(PhysAddr pa, FrameView& view) const {
-    PhysAddr end{UINT64_MAX};
-    if (iomem_) {
-      const IomemRegion* region = iomem_->find(pa);
-      view.region = region != nullptr ? &region->name : nullptr;
-      end = std::min(end, iomem_->run_end(pa));
-    }
-    if (numa_) {
-      view.node = numa_->node(pa);
-      end = std::min(end, numa_->run_end(pa));
-    }
-    return end;
-  }
-
-  bool show_frames(const Vma* vma, const Extent& extent, VirtAddr shown = {}, bool block = false) {
-    bool more = true;
-    const auto run_of_facts = [&](Pfn first, std::uint64_t frames, const FrameFacts& facts) {
-      while (frames != 0 && more) {
-        FrameView view{.facts = facts, .node = {}, .region = nullptr};
-        const PhysAddr pa = page_size_.address(first);
-        const PhysAddr end = locate(pa, view);
-        // A region can end within a page: the page goes with its first byte.
-        const std::uint64_t here = std::clamp<std::uint64_t>(page_size_.pages(end - pa), 1, frames);
-        const std::uint64_t offset = page_size_.address({first.value - extent.pfn.value}).value;
-        const Extent part = part_of(extent, offset, here * page_size_.bytes());
-        if (options_.pages) more = show_pages(vma, part, &view);
-        else more = show({vma, part, block ? shown : part.va, &view}, block);
-        first = first + here;
-        frames -= here;
-      }
-      return more;
-    };
-    const std::uint64_t frames = page_size_.pages(extent.bytes);
-    if (!frames_) return run_of_facts(extent.pfn, frames, {});
-    if (auto read = frames_->read(extent.pfn, frames, run_of_facts); !read) {
-      fail(read.error());
-      return false;
-    }
-    return more;
-  }
-
-  // ---- questions
-
-  WalkOptions walk_options() const {
-    const unsigned threads = options_.threads != 0 ? options_.threads
-                                                   : std::min(2U, std::thread::hardware_concurrency());
-    return {.threads = threads, .every_page = options_.pages};
-  }
-
-  void whole_process() {
-    Progress progress;
-    bool any = false;
-    auto walked = translate_all(process_, translator_, inspector_, walk_options(), [&](const Vma* vma, const Extent& extent) {
-      any = true;
-      progress.at(extent.va);
-      return show_run(vma, extent);
-    });
-    if (!walked) fail(walked.error());
-    else if (!any && !interrupted()) raise(Status::negative);
-  }
-
-  void range(VaRange asked) {
-    heading();
-    details_.in_order(true);
-    Progress progress;
-    bool mapped = false;
-    auto walked = translate(process_, translator_, inspector_, asked, walk_options(), [&](const Vma* vma, const Extent& extent) {
-      mapped = mapped || extent.state != PageState::unmapped;
-      progress.at(extent.va);
-      return show_run(vma, extent);
-    });
-    if (!walked) fail(walked.error());
-    else if (!mapped) raise(Status::negative);
-  }
-
-  void address(VirtAddr asked, bool block) {
-    auto translated = translate(process_, translator_, inspector_, asked);
-    if (!translated) return fail(translated.error());
-    const Extent& extent = translated->extent;
-    const Vma* vma = translated->vma ? &*translated->vma : nullptr;
-    switch (extent.state) {
-      case PageState::resident:
-      case PageState::hidden: break;
-      case PageState::unseen:
-        unseen_asked_ = true;
-        raise(Status::unanswered);
-        break;
-      case PageState::changed:
-        changed_asked_ = true;
-        raise(Status::unanswered);
-        break;
-      default: raise(Status::negative); break;
-    }
-    if (!block) heading();
-    details_.in_order(false);
-    const Row row{vma, extent, asked};
-    if (options_.frames && extent.state == PageState::resident) show_one_frame(row, block);
-    else show(row, block && !json_);
-  }
-
-  void show_one_frame(const Row& row, bool block) {
-    FrameView view;
-    if (frames_) {
-      auto read = frames_->read(row.extent.pfn, 1, [&](Pfn, std::uint64_t, const FrameFacts& facts) {
-        view.facts = facts;
-        return true;
-      });
-      if (!read) return fail(read.error());
-    }
-    locate(page_size_.address(row.extent.pfn), view);
-    Row with = row;
-    with.frame = &view;
-    show(with, block && !json_);
-  }
-
-  /// Mappings of the file or name, in order; `found` gets each. False if there is none.
-  bool for_each_named(const AddressExpression& e, FunctionRef<bool(const Vma&)> found) {
-    const bool file = e.form == AddressExpression::Form::file_offset;
-    const bool by_path = file && e.name.find('/') != std::string::npos;
-    auto reader = VmaReader::open(process_);
-    if (!reader) {
-      fail(reader.error());
-      return true;
-    }
-    bool any = false;
-    Vma vma;
-    for (;;) {
-      auto more = reader->next(vma);
-      if (!more) {
-        fail(more.error());
-        return true;
-      }
-      if (!*more) return any;
-      std::string_view name = vma.path;
-      if (file) {
-        if (vma.inode == 0 || name.empty()) continue;
-        if (!by_path) name.remove_prefix(name.rfind('/') + 1);
-        constexpr std::string_view deleted = " (deleted)";
-        if (name != e.name && name.ends_with(deleted)) name.remove_suffix(deleted.size());
-        if (name != e.name || e.offset < vma.offset || e.offset - vma.offset >= vma.range.bytes()) continue;
-      } else if (name != e.name) {
-        continue;
-      }
-      any = true;
-      if (!found(vma)) return true;
-    }
-  }
-
-  void answer(const std::string& text, bool block) {
-    const auto parsed = parse_address(text);
-    if (!parsed) {
-      return fail(text.empty() ? parsed.error() : fmt::format("{}: {}", text, parsed.error()),
-                  "a file takes an offset (libc.so.6+0); see ADDRESSES in vtop(1)");
-    }
-    const AddressExpression& e = *parsed;
-    bool found = true;
-    bool inside = true;
-    switch (e.form) {
-      case AddressExpression::Form::address: return address(e.start, block);
-      case AddressExpression::Form::range: return range({e.start, e.end});
-      case AddressExpression::Form::name:
-        found = for_each_named(e, [&](const Vma& vma) {
-          range(vma.range);
-          return !out_.failed() && !interrupted();
-        });
-        break;
-      case AddressExpression::Form::name_offset:
-        found = for_each_named(e, [&](const Vma& vma) {
-          inside = e.offset < vma.range.bytes();
-          if (inside) address(vma.range.start + e.offset, block);
-          return false;
-        });
-        found = found && inside;
-        break;
-      case AddressExpression::Form::file_offset:
-        found = for_each_named(e, [&](const Vma& vma) {
-          address(vma.range.start + (e.offset - vma.offset), false);
-          return !out_.failed() && !interrupted();
-        });
-        break;
-    }
-    if (!found) {
-      out_.flush();
-      messages_.error(fmt::format("{}: not mapped by process {}", text, process_.pid()));
-      raise(Status::negative);
-    }
-  }
-
-  void answer_document(const std::string& text) {
-    begin_document(false);
-    answer(text, false);
-    json_->end(document_error_);
-    out_.flush();
-  }
-
-  void answer_stdin() {
-    heading();
-    std::string line;
-    char piece[4096];
-    while (!interrupted() && !out_.failed() && std::fgets(piece, sizeof piece, stdin) != nullptr) {
-      line += piece;
-      if (!line.ends_with('\n')) {
-        if (line.size() < 65536 && std::feof(stdin) == 0) continue;
-        if (line.size() >= 65536) return fail("stdin: a line of over 65536 bytes");
-      }
-      if (line.ends_with('\n')) line.pop_back();
-      if (line.ends_with('\r')) line.pop_back();
-      if (options_.json) answer_document(line);
-      else answer(line, false);
-      out_.flush();
-      line.clear();
-    }
-    if (std::ferror(stdin) != 0 && !interrupted()) fail("reading stdin failed");
-  }
-
-  // ---- --watch
-
-  struct Watched {
-    std::optional<Vma> vma;
-    Extent extent;
-    VirtAddr shown;
-  };
-
-  /// What is asked for, as it is now: in address order within each question.
-  std::optional<std::vector<Watched>> look(const std::vector<AddressExpression>& questions) {
-    std::vector<Watched> now;
-    const auto collect = [&](const Vma* vma, const Extent& extent) {
-      now.push_back({vma != nullptr ? std::optional(*vma) : std::nullopt, extent, extent.va});
-      return !interrupted();
-    };
-    const auto check = [&](const Result<void>& result) {
-      if (!result) fail(result.error());
-      return result.has_value();
-    };
-    if (questions.empty() && !check(translate_all(process_, translator_, inspector_, walk_options(), collect))) return {};
-    for (const AddressExpression& e : questions) {
-      const auto one = [&](VirtAddr va) {
-        auto translated = translate(process_, translator_, inspector_, va);
-        if (!translated) return check(std::unexpected(std::move(translated.error())));
-        now.push_back({std::move(translated->vma), translated->extent, va});
-        return true;
-      };
-      const auto many = [&](VaRange r) {
-        return check(translate(process_, translator_, inspector_, r, walk_options(), collect));
-      };
-      bool good = true;
-      switch (e.form) {
-        case AddressExpression::Form::address: good = one(e.start); break;
-        case AddressExpression::Form::range: good = many({e.start, e.end}); break;
-        case AddressExpression::Form::name:
-          for_each_named(e, [&](const Vma& vma) { return good = many(vma.range); });
-          break;
-        default:
-          for_each_named(e, [&](const Vma& vma) {
-            const bool file = e.form == AddressExpression::Form::file_offset;
-            if (!file && e.offset >= vma.range.bytes()) return false;
-            return good = one(vma.range.start + (file ? e.offset - vma.offset : e.offset));
-          });
-          break;
-      }
-      if (!good || interrupted()) return {};
-    }
-    return now;
-  }
-
-  Status watch(const std::vector<std::string>& addresses) {
-    std::vector<AddressExpression> questions;
-    for (const std::string& text : addresses) {
-      auto parsed = text == "-" ? std::unexpected(std::string("stdin cannot be watched")) : parse_address(text);
-      if (!parsed) {
-        fail(fmt::format("{}: {}", text, parsed.error()));
-        return status_;
-      }
-      questions.push_back(std::move(*parsed));
-    }
-    std::vector<Watched> before;
-    if (!options_.json && !options_.no_headings) {
-      out_.print("{:<12}  ", "TIME");
-      heading();
-    }
-    for (std::uint64_t round = 0; !interrupted() && !out_.failed(); ++round) {
-      inspector_ = VmaInspector{process_};
-      auto now = look(questions);
-      if (!now) return status_;
-      compare(before, *now);
-      before = std::move(*now);
-      out_.flush();
-      if (options_.count != 0 && round + 1 >= options_.count) break;
-      const auto wait = std::chrono::duration<double>(*options_.watch);
-      poll(nullptr, 0, static_cast<int>(std::min(wait.count() * 1000, 2e9)));
-    }
-    return status_;
-  }
-
-  static bool same(const Watched& a, const Watched& b) {
-    return a.extent.va == b.extent.va && a.extent.bytes == b.extent.bytes && a.extent.state == b.extent.state &&
-           a.extent.swap_offset == b.extent.swap_offset && a.extent.swap_type == b.extent.swap_type &&
-           a.extent.leaf_shift == b.extent.leaf_shift;
-  }
-
-  using Index = std::vector<const Watched*>;
-  static Index by_address(const std::vector<Watched>& list) {
-    Index index;
-    for (const Watched& w : list) index.push_back(&w);
-    std::ranges::sort(index, {}, [](const Watched* w) { return w->extent.va; });
-    return index;
-  }
-  /// The extent that holds `va`; null if none does.
-  static const Watched* holder(const Index& index, VirtAddr va) {
-    const auto after = std::ranges::upper_bound(index, va, {}, [](const Watched* w) { return w->extent.va; });
-    if (after == index.begin() || (*std::prev(after))->extent.end() <= va) return nullptr;
-    return *std::prev(after);
-  }
-
-  /// A line for each extent that was not there before, just so, and for each that is in no
-  /// mapping any more. The first look is shown whole.
-  void compare(const std::vector<Watched>& before, const std::vector<Watched>& now) {
-    const Index old_index = by_address(before);
-    const Index new_index = by_address(now);
-    for (const Watched& w : now) {
-      const Watched* old = holder(old_index, w.extent.va);
-      if (old == nullptr || !same(*old, w)) show_watched(w);
-      if (interrupted() || out_.failed()) return;
-    }
-    for (const Watched& w : before) {
-      if (holder(new_index, w.extent.va) != nullptr) continue;
-      Watched gone{std::nullopt, {.va = w.extent.va, .bytes = w.extent.bytes, .state = PageState::unmapped, .backend = w.extent.backend}, w.shown};
-      show_watched(gone);
-      if (interrupted() || out_.failed()) return;
-    }
-  }
-
-  void show_watched(const Watched& w) {
-    const Row row{w.vma ? &*w.vma : nullptr, w.extent, w.shown};
-    if (w.extent.state == PageState::hidden) {
-      hidden_seen_ = true;
-      raise(Status::unanswered);
-    }
-    if (options_.json) {
-      begin_document(false);
-      json_->row(row);
-      json_->end({});
-      return;
-    }
-    std::timespec now{};
-    std::timespec_get(&now, TIME_UTC);
-    std::tm local{};
-    localtime_r(&now.tv_sec, &local);
-    char stamp[32];
-    std::strftime(stamp, sizeof stamp, "%H:%M:%S", &local);
-    out_.print("{}.{:03}  ", stamp, now.tv_nsec / 1000000);
-    table_.row(row);
-  }
-
-  const Options& options_;
-  const Process& process_;
-  Translator& translator_;
-  const PageSize page_size_;
-  const Messages messages_{"vtop"};
-  VmaInspector inspector_;
-  VmaDetails details_;
-  Output out_;
-  Table table_;
-  std::optional<JsonResults> json_;
-  std::optional<FrameReader> frames_;
-  std::optional<Iomem> iomem_;
-  std::optional<NumaMap> numa_;
-  PfnAccess access_ = PfnAccess::unknown;
-  Status status_ = Status::good;
-  std::string document_error_;  ///< the first error since the JSON document began
-  bool headed_ = false;
-  bool hidden_seen_ = false;
-  bool unseen_asked_ = false;
-  bool changed_asked_ = false;
-};
-
 /// The operands, or the exit status. Most calls have no options: setting up a parser for
 /// them would be a tenth of what one lookup costs.
-std::expected<std::vector<std::string>, int> parse(Options& options, int argc, char** argv) {
+std::expected<std::vector<std::string>, int> parse(VtopOptions& options, int argc, char** argv) {
   const std::span<char*> arguments(argv + 1, argv + argc);
-  const auto is_option = [](std::string_view word) { return word.size() > 1 && word.front() == '-'; };
+  const auto is_option = [](std::string_view word) {
+    return word.size() > 1 && word.front() == '-';
+  };
   if (std::ranges::none_of(arguments, is_option)) {
     return std::vector<std::string>(arguments.begin(), arguments.end());
   }
-  CLI::App app{"Translates virtual addresses of a process to physical ones.\n"
-               "TARGET is a PID, 'self', or -n NAME; without an ADDRESS: every mapping.", "vtop"};
+  CLI::App app{
+      "Translates virtual addresses of a process to physical ones.\n"
+      "TARGET is a PID, 'self', or -n NAME; without an ADDRESS: every mapping.",
+      "vtop"};
   app.add_flag("-p,--pages", options.pages, "One row for each page");
   app.add_flag("-f,--frames", options.frames, "Add the kernel's facts of each frame");
-  CLI::Option* const watch = app.add_option("--watch", options.watch, "Look again every SECONDS; print what changed")
-      ->type_name("SECONDS")
-      ->check(CLI::Range(0.001, 1e6));
-  app.add_option("--count", options.count, "With --watch: stop after N looks")->type_name("N")->needs(watch);
-  app.add_option("--threads", options.threads, "Threads for long walks: 1 or 2 (default: 2 if there are CPUs)")
+  CLI::Option* const watch =
+      app.add_option("--watch", options.watch, "Look again every SECONDS; print what changed")
+          ->type_name("SECONDS")
+          ->check(CLI::Range(0.001, 1e6));
+  app.add_option("--count", options.count, "With --watch: stop after N looks")
+      ->type_name("N")
+      ->needs(watch);
+  app.add_option("--threads", options.threads,
+                 "Threads for long walks: 1 or 2 (default: 2 if there are CPUs)")
       ->type_name("N")
       ->check(CLI::Range(1, 2));
   add_common_options(app, "vtop", options);
   app.footer(
       "ADDRESS is 7f00… or 0x7f00…, START-END, START+LEN (K, M, G, T), [heap], [stack]+OFFSET,\n"
       "FILE+OFFSET, or - to read one per line from stdin.\n\n"
-      "Columns: " + column_names() + "\n\n"
+      "Columns: " +
+      column_names() +
+      "\n\n"
       "Exit status: 0 resident (or a range is answered), 1 not resident, 2 not answered.\n\n"
       "Examples:\n"
       "  vtop 1234 0x7ffd1c2a4000       one address\n"
@@ -587,7 +59,7 @@ std::expected<std::vector<std::string>, int> parse(Options& options, int argc, c
 }
 
 int run(int argc, char** argv) {
-  Options options;
+  VtopOptions options;
   auto words = parse(options, argc, argv);
   if (!words) return words.error();
   const Messages messages{"vtop"};
@@ -605,7 +77,8 @@ int run(int argc, char** argv) {
   if (!options.columns.empty()) {
     auto chosen = parse_columns(options.columns);
     if (!chosen) {
-      messages.error(fmt::format("{}: no such column", chosen.error()), "columns: " + column_names());
+      messages.error(fmt::format("{}: no such column", chosen.error()),
+                     "columns: " + column_names());
       return 2;
     }
     columns = std::move(*chosen);
@@ -615,12 +88,13 @@ int run(int argc, char** argv) {
   const auto process = open_target(options, target, messages);
   if (!process) return 2;
   const auto backend = choose_backend(options);
-  auto translator = backend ? open_translator(*process, *backend) : std::unexpected(backend.error());
+  auto translator =
+      backend ? open_translator(*process, *backend) : std::unexpected(backend.error());
   if (!translator) {
     messages.error(translator.error());
     return 2;
   }
-  return Vtop{options, *process, **translator, std::move(columns)}.run(addresses);
+  return run_vtop(options, *process, **translator, std::move(columns), addresses);
 }
 
 }  // namespace

@@ -16,30 +16,18 @@ struct ColumnInfo {
 
 // Widths hold what is usual; a longer cell pushes the rest of its line.
 constexpr auto column_table = std::to_array<ColumnInfo>({
-    {Column::va, "va", 14, false},
-    {Column::end, "end", 14, false},
-    {Column::size, "size", 7, true},
-    {Column::state, "state", 8, false},
-    {Column::pa, "pa", 13, false},
-    {Column::pfn, "pfn", 10, false},
-    {Column::leaf, "leaf", 5, true},
-    {Column::bits, "bits", 20, false},
-    {Column::swap, "swap", 12, false},
-    {Column::backend, "backend", 7, false},
-    {Column::perms, "perms", 5, false},
-    {Column::offset, "offset", 8, false},
-    {Column::dev, "dev", 6, false},
-    {Column::inode, "inode", 8, true},
-    {Column::vma_class, "class", 9, false},
-    {Column::kind, "kind", 13, false},
-    {Column::flags, "flags", 44, false},
-    {Column::mapcount, "mapcount", 8, true},
-    {Column::memcg, "memcg", 6, true},
-    {Column::node, "node", 4, true},
-    {Column::region, "region", 12, false},
-    {Column::vmflags, "vmflags", 26, false},
-    {Column::name, "name", 32, false},
-    {Column::reason, "reason", 24, false},
+    {Column::va, "va", 14, false},          {Column::end, "end", 14, false},
+    {Column::size, "size", 7, true},        {Column::state, "state", 8, false},
+    {Column::pa, "pa", 13, false},          {Column::pfn, "pfn", 10, false},
+    {Column::leaf, "leaf", 5, true},        {Column::bits, "bits", 20, false},
+    {Column::swap, "swap", 12, false},      {Column::backend, "backend", 7, false},
+    {Column::perms, "perms", 5, false},     {Column::offset, "offset", 8, false},
+    {Column::dev, "dev", 6, false},         {Column::inode, "inode", 8, true},
+    {Column::vma_class, "class", 9, false}, {Column::kind, "kind", 13, false},
+    {Column::flags, "flags", 44, false},    {Column::mapcount, "mapcount", 8, true},
+    {Column::memcg, "memcg", 6, true},      {Column::node, "node", 4, true},
+    {Column::region, "region", 12, false},  {Column::vmflags, "vmflags", 26, false},
+    {Column::name, "name", 32, false},      {Column::reason, "reason", 24, false},
 });
 
 const ColumnInfo& info(Column column) { return column_table[static_cast<std::size_t>(column)]; }
@@ -85,22 +73,31 @@ std::string join_flags(std::uint64_t flags, std::string_view quote) {
 
 std::string_view color_of(PageState state) {
   switch (state) {
-    case PageState::resident: return "32";
+    case PageState::resident:
+      return "32";
     case PageState::absent:
-    case PageState::unmapped: return "2";
-    case PageState::swapped: return "36";
+    case PageState::unmapped:
+      return "2";
+    case PageState::swapped:
+      return "36";
     case PageState::guard:
-    case PageState::special: return "35";
+    case PageState::special:
+      return "35";
     case PageState::hidden:
     case PageState::unseen:
-    case PageState::changed: return "33";
+    case PageState::changed:
+      return "33";
   }
   return "0";
 }
 
-std::string device_number(const Vma& vma) { return fmt::format("{:02x}:{:02x}", vma.dev_major, vma.dev_minor); }
+std::string device_number(const Vma& vma) {
+  return fmt::format("{:02x}:{:02x}", vma.dev_major, vma.dev_minor);
+}
 
-bool swap_known(const Extent& e) { return e.state == PageState::swapped && e.reason == Reason::none; }
+bool swap_known(const Extent& e) {
+  return e.state == PageState::swapped && e.reason == Reason::none;
+}
 
 /// The physical address of the byte asked for.
 std::uint64_t physical(const Row& row, PageSize page_size) {
@@ -175,9 +172,12 @@ void Table::heading() {
     std::string text(column.name);
     for (char& c : text) c = c >= 'a' && c <= 'z' ? static_cast<char>(c - ('a' - 'A')) : c;
     const bool last = i + 1 == columns_.size();
-    if (column.right) out_.print("{:>{}}", text, column.width);
-    else if (last) out_.append(text);
-    else out_.print("{:<{}}", text, column.width);
+    if (column.right)
+      out_.print("{:>{}}", text, column.width);
+    else if (last)
+      out_.append(text);
+    else
+      out_.print("{:<{}}", text, column.width);
     if (!last) out_.append("  ");
   }
   out_.end_line();
@@ -190,8 +190,10 @@ bool Table::row(const Row& row) {
     const bool last = i + 1 == columns_.size();
     const bool colored = color_ && columns_[i] == Column::state;
     if (colored) out_.print("\033[{}m", color_of(row.extent.state));
-    if (column.right) out_.print("{:>{}}", text, column.width);
-    else out_.append(text);
+    if (column.right)
+      out_.print("{:>{}}", text, column.width);
+    else
+      out_.append(text);
     if (colored) out_.append("\033[0m");
     if (last) break;
     if (!column.right && text.size() < column.width) out_.pad(column.width - text.size());
@@ -210,9 +212,9 @@ bool Table::block(const Row& row) {
   line("address", of(Column::va));
   if (row.vma != nullptr) {
     const Vma& vma = *row.vma;
-    line("VMA", fmt::format("{:x}-{:x} {} {:08x} {} {}{}{}", vma.range.start.value, vma.range.end.value,
-                            permissions(vma), vma.offset, device_number(vma), vma.inode,
-                            vma.path.empty() ? "" : " ", printable(vma.path)));
+    line("VMA", fmt::format("{:x}-{:x} {} {:08x} {} {}{}{}", vma.range.start.value,
+                            vma.range.end.value, permissions(vma), vma.offset, device_number(vma),
+                            vma.inode, vma.path.empty() ? "" : " ", printable(vma.path)));
   } else {
     line("VMA", "-");
   }
@@ -243,49 +245,68 @@ std::string Table::cell(Column column, const Row& row) {
   const FrameFacts none;
   const FrameFacts& facts = row.frame != nullptr ? row.frame->facts : none;
   switch (column) {
-    case Column::va: return fmt::format("{:#x}", row.shown.value);
+    case Column::va:
+      return fmt::format("{:#x}", row.shown.value);
     case Column::end:
       // The last page of all ends at 2^64.
       return e.end().value != 0 ? fmt::format("{:#x}", e.end().value) : "0x10000000000000000";
-    case Column::size: return human_size(e.bytes, bytes_);
-    case Column::state: return std::string(to_string(e.state));
-    case Column::pa: return resident ? fmt::format("{:#x}", physical(row, page_size_)) : hidden ? "hidden" : "-";
-    case Column::pfn: return resident ? fmt::format("{:#x}", e.pfn.value) : hidden ? "hidden" : "-";
+    case Column::size:
+      return human_size(e.bytes, bytes_);
+    case Column::state:
+      return std::string(to_string(e.state));
+    case Column::pa:
+      return resident ? fmt::format("{:#x}", physical(row, page_size_)) : hidden ? "hidden" : "-";
+    case Column::pfn:
+      return resident ? fmt::format("{:#x}", e.pfn.value) : hidden ? "hidden" : "-";
     case Column::leaf:
       return e.leaf_shift != 0 ? human_size(std::uint64_t{1} << e.leaf_shift, bytes_) : "-";
-    case Column::bits: return e.bits != 0 ? join_bits(e.bits, "") : "-";
+    case Column::bits:
+      return e.bits != 0 ? join_bits(e.bits, "") : "-";
     case Column::swap:
       if (e.state != PageState::swapped) return "-";
       return swap_known(e) ? fmt::format("{}:{:#x}", e.swap_type, e.swap_offset) : "hidden";
-    case Column::backend: return std::string(to_string(e.backend));
+    case Column::backend:
+      return std::string(to_string(e.backend));
     case Column::flags:
       if ((facts.known & FrameFacts::has_flags) == 0) return "-";
       return facts.flags != 0 ? join_flags(facts.flags, "") : "none";
     case Column::mapcount:
-      return (facts.known & FrameFacts::has_mapcount) != 0 ? fmt::format("{}", facts.mapcount) : "-";
+      return (facts.known & FrameFacts::has_mapcount) != 0 ? fmt::format("{}", facts.mapcount)
+                                                           : "-";
     case Column::memcg:
-      return (facts.known & FrameFacts::has_memcg) != 0 ? fmt::format("{}", facts.memcg_inode) : "-";
+      return (facts.known & FrameFacts::has_memcg) != 0 ? fmt::format("{}", facts.memcg_inode)
+                                                        : "-";
     case Column::node:
       return row.frame != nullptr && row.frame->node ? fmt::format("{}", *row.frame->node) : "-";
     case Column::region:
-      return row.frame != nullptr && row.frame->region != nullptr ? printable(*row.frame->region) : "-";
-    case Column::reason: return e.reason != Reason::none ? std::string(to_string(e.reason)) : "-";
-    default: break;
+      return row.frame != nullptr && row.frame->region != nullptr ? printable(*row.frame->region)
+                                                                  : "-";
+    case Column::reason:
+      return e.reason != Reason::none ? std::string(to_string(e.reason)) : "-";
+    default:
+      break;
   }
   if (row.vma == nullptr) return "-";
   const Vma& vma = *row.vma;
   switch (column) {
-    case Column::perms: return permissions(vma);
-    case Column::offset: return fmt::format("{:08x}", vma.offset);
-    case Column::dev: return device_number(vma);
-    case Column::inode: return fmt::format("{}", vma.inode);
-    case Column::vma_class: return std::string(to_string(details_.classification(vma).vma_class));
-    case Column::kind: return std::string(to_string(details_.classification(vma).kind));
+    case Column::perms:
+      return permissions(vma);
+    case Column::offset:
+      return fmt::format("{:08x}", vma.offset);
+    case Column::dev:
+      return device_number(vma);
+    case Column::inode:
+      return fmt::format("{}", vma.inode);
+    case Column::vma_class:
+      return std::string(to_string(details_.classification(vma).vma_class));
+    case Column::kind:
+      return std::string(to_string(details_.classification(vma).kind));
     case Column::vmflags: {
       const auto& flags = details_.flags(vma);
       return flags ? std::string(flags->text()) : "-";
     }
-    default: return vma.path.empty() ? "-" : printable(vma.path);
+    default:
+      return vma.path.empty() ? "-" : printable(vma.path);
   }
 }
 
@@ -297,9 +318,12 @@ void JsonResults::begin(std::string_view prologue, const Process& process) {
   out_.append(prologue);
   out_.append(",");
   newline();
-  out_.print("\"process\":{{\"pid\":{},\"comm\":{},\"start_time\":", process.pid(), json_string(process.comm()));
-  if (process.start_time()) out_.print("{}", *process.start_time());
-  else out_.append("null");
+  out_.print("\"process\":{{\"pid\":{},\"comm\":{},\"start_time\":", process.pid(),
+             json_string(process.comm()));
+  if (process.start_time())
+    out_.print("{}", *process.start_time());
+  else
+    out_.append("null");
   out_.append("},");
   newline();
   out_.append("\"results\":[");
@@ -316,8 +340,9 @@ void JsonResults::group(const Vma* vma) {
     const Classification c = details_.classification(*vma);
     out_.print(
         R"({{"start":"{:#x}","end":"{:#x}","perms":"{}","offset":{},"dev":"{}","inode":{},"path":{},"class":"{}","kind":"{}","flags":)",
-        vma->range.start.value, vma->range.end.value, permissions(*vma), vma->offset, device_number(*vma),
-        vma->inode, json_string(vma->path), to_string(c.vma_class), to_string(c.kind));
+        vma->range.start.value, vma->range.end.value, permissions(*vma), vma->offset,
+        device_number(*vma), vma->inode, json_string(vma->path), to_string(c.vma_class),
+        to_string(c.kind));
     if (const auto& flags = details_.flags(*vma)) {
       out_.append("[");
       bool any = false;
@@ -347,16 +372,21 @@ bool JsonResults::row(const Row& row) {
   any_extent_ = true;
   newline();
   const Extent& e = row.extent;
-  out_.print(R"({{"va":"{:#x}","bytes":{},"state":"{}","reason":)", row.shown.value, e.bytes, to_string(e.state));
-  if (e.reason == Reason::none) out_.append("null");
-  else out_.print("\"{}\"", to_string(e.reason));
+  out_.print(R"({{"va":"{:#x}","bytes":{},"state":"{}","reason":)", row.shown.value, e.bytes,
+             to_string(e.state));
+  if (e.reason == Reason::none)
+    out_.append("null");
+  else
+    out_.print("\"{}\"", to_string(e.reason));
   if (e.state == PageState::resident) {
     out_.print(R"(,"pa":"{:#x}","pfn":"{:#x}")", physical(row, page_size_), e.pfn.value);
   } else {
     out_.append(R"(,"pa":null,"pfn":null)");
   }
-  if (e.leaf_shift != 0) out_.print(R"(,"leaf_size":{})", std::uint64_t{1} << e.leaf_shift);
-  else out_.append(R"(,"leaf_size":null)");
+  if (e.leaf_shift != 0)
+    out_.print(R"(,"leaf_size":{})", std::uint64_t{1} << e.leaf_shift);
+  else
+    out_.append(R"(,"leaf_size":null)");
   out_.print(R"(,"bits":[{}])", join_bits(e.bits, "\""));
   if (row.frame == nullptr) {
     out_.append(R"(,"frame":null)");
@@ -368,18 +398,24 @@ bool JsonResults::row(const Row& row) {
       out_.append(R"(,"frame":{"flags":null,"raw":null)");
     }
     const auto number = [&](std::string_view key, bool known, std::uint64_t value) {
-      if (known) out_.print(R"(,"{}":{})", key, value);
-      else out_.print(R"(,"{}":null)", key);
+      if (known)
+        out_.print(R"(,"{}":{})", key, value);
+      else
+        out_.print(R"(,"{}":null)", key);
     };
     number("mapcount", (f.known & FrameFacts::has_mapcount) != 0, f.mapcount);
     number("memcg", (f.known & FrameFacts::has_memcg) != 0, f.memcg_inode);
     number("node", row.frame->node.has_value(), row.frame->node.value_or(0));
-    out_.print(R"(,"region":{}}})", row.frame->region != nullptr ? json_string(*row.frame->region) : "null");
+    out_.print(R"(,"region":{}}})",
+               row.frame->region != nullptr ? json_string(*row.frame->region) : "null");
   }
   out_.append(R"(,"pte":null)");
-  if (e.state != PageState::swapped) out_.append(R"(,"swap":null)");
-  else if (swap_known(e)) out_.print(R"(,"swap":{{"type":{},"offset":{}}})", e.swap_type, e.swap_offset);
-  else out_.append(R"(,"swap":{"type":null,"offset":null})");
+  if (e.state != PageState::swapped)
+    out_.append(R"(,"swap":null)");
+  else if (swap_known(e))
+    out_.print(R"(,"swap":{{"type":{},"offset":{}}})", e.swap_type, e.swap_offset);
+  else
+    out_.append(R"(,"swap":{"type":null,"offset":null})");
   out_.print(R"(,"backend":"{}"}})", to_string(e.backend));
   return !out_.failed();
 }

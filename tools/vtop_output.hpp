@@ -32,8 +32,30 @@ struct Row {
 };
 
 enum class Column : std::uint8_t {
-  va, end, size, state, pa, pfn, leaf, bits, swap, backend, perms, offset, dev, inode, vma_class,
-  kind, flags, mapcount, memcg, node, region, vmflags, name, reason,
+  va,
+  end,
+  size,
+  state,
+  pa,
+  pfn,
+  leaf,
+  bits,
+  swap,
+  backend,
+  perms,
+  offset,
+  dev,
+  inode,
+  vma_class,
+  kind,
+  flags,
+  mapcount,
+  memcg,
+  node,
+  region,
+  vmflags,
+  name,
+  reason,
 };
 
 /// The columns named; the error is the name that is none.
@@ -65,8 +87,14 @@ class VmaDetails {
 
 class Table {
  public:
-  Table(Output& out, VmaDetails& details, PageSize page_size, std::vector<Column> columns, bool bytes, bool color)
-      : out_(out), details_(details), page_size_(page_size), columns_(std::move(columns)), bytes_(bytes), color_(color) {}
+  Table(Output& out, VmaDetails& details, PageSize page_size, std::vector<Column> columns,
+        bool bytes, bool color)
+      : out_(out),
+        details_(details),
+        page_size_(page_size),
+        columns_(std::move(columns)),
+        bytes_(bytes),
+        color_(color) {}
   void heading();
   bool row(const Row& row);
   /// One address as lines of "key value".

@@ -62,10 +62,13 @@ VmaClass class_of(VmaKind kind) {
     case memfd:
     case sysv:
     case guard:
-    case reserve: return VmaClass::anonymous;
+    case reserve:
+      return VmaClass::anonymous;
     case file:
-    case dax: return VmaClass::file;
-    case hugetlb: return VmaClass::hugepage;
+    case dax:
+      return VmaClass::file;
+    case hugetlb:
+      return VmaClass::hugepage;
     case device_pfnmap:
     case device_mixed:
     case pci_bar:
@@ -73,8 +76,10 @@ VmaClass class_of(VmaKind kind) {
     case vfio:
     case devmem:
     case gpu:
-    case dma_buf: return VmaClass::device;
-    default: return VmaClass::special;
+    case dma_buf:
+      return VmaClass::device;
+    default:
+      return VmaClass::special;
   }
 }
 
@@ -98,14 +103,21 @@ Classification anonymous(const Vma& vma, const VmaFacts& facts, PageSize page_si
 
 Classification device(const Vma& vma, const VmaFacts& facts) {
   switch (device_path(vma.path)) {
-    case DevicePath::pci: return of(pci_bar);
-    case DevicePath::uio: return of(uio);
-    case DevicePath::vfio: return of(vfio);
-    case DevicePath::mem: return of(devmem);
-    case DevicePath::gpu: return of(gpu);
-    case DevicePath::dax: return of(dax);
+    case DevicePath::pci:
+      return of(pci_bar);
+    case DevicePath::uio:
+      return of(uio);
+    case DevicePath::vfio:
+      return of(vfio);
+    case DevicePath::mem:
+      return of(devmem);
+    case DevicePath::gpu:
+      return of(gpu);
+    case DevicePath::dax:
+      return of(dax);
     case DevicePath::other:
-    case DevicePath::none: break;
+    case DevicePath::none:
+      break;
   }
   if (has_flag(facts, "pf")) return of(device_pfnmap);
   if (has_flag(facts, "mm")) return of(device_mixed);
@@ -119,7 +131,8 @@ Classification classify(const Vma& vma, const VmaFacts& facts, PageSize page_siz
   // Names of unnamed mounts are believed unless the device number is a mount's that
   // somebody made: then "/memfd:x" is a file in a root directory.
   const bool on_real_mount = facts.filesystem && !facts.filesystem->empty();
-  const bool larger_pages = facts.kernel_page_size && facts.kernel_page_size->bytes() > page_size.bytes();
+  const bool larger_pages =
+      facts.kernel_page_size && facts.kernel_page_size->bytes() > page_size.bytes();
   const bool device_dax = device_path(name) == DevicePath::dax;
 
   if (facts.filesystem == "hugetlbfs" || has_flag(facts, "ht") || (larger_pages && !device_dax) ||
@@ -131,7 +144,8 @@ Classification classify(const Vma& vma, const VmaFacts& facts, PageSize page_siz
     if (rule->kind == anon) return anonymous(vma, facts, page_size);
     return of(rule->kind);
   }
-  if (name.starts_with("socket:[")) return of(facts.packet_socket.value_or(false) ? packet : unknown);
+  if (name.starts_with("socket:["))
+    return of(facts.packet_socket.value_or(false) ? packet : unknown);
   if (name.starts_with('[') || name.starts_with("anon_inode:")) return of(unknown);
 
   if (!on_real_mount) {
@@ -148,14 +162,15 @@ Classification classify(const Vma& vma, const VmaFacts& facts, PageSize page_siz
   if (name == "/dev/zero" && !vma.shared) return anonymous(vma, facts, page_size);
 
   const bool in_dev_shm = name.starts_with("/dev/shm/");
-  if (in_dev_shm && (!facts.filesystem || facts.filesystem == "tmpfs") && !facts.device_node.value_or(false)) {
+  if (in_dev_shm && (!facts.filesystem || facts.filesystem == "tmpfs") &&
+      !facts.device_node.value_or(false)) {
     return of(shm);
   }
   if (facts.device_node.value_or(looks_like_device(vma, facts)) || has_flag(facts, "pf")) {
     return device(vma, facts);
   }
-  if (facts.filesystem == "tracefs" || facts.filesystem == "debugfs" || facts.filesystem == "proc" ||
-      facts.filesystem == "sysfs") {
+  if (facts.filesystem == "tracefs" || facts.filesystem == "debugfs" ||
+      facts.filesystem == "proc" || facts.filesystem == "sysfs") {
     return of(unknown);
   }
   // Pages of a regular file that are not page cache: direct access to persistent memory.
@@ -165,46 +180,80 @@ Classification classify(const Vma& vma, const VmaFacts& facts, PageSize page_siz
 
 std::string_view to_string(VmaClass c) {
   switch (c) {
-    case VmaClass::file: return "file";
-    case VmaClass::anonymous: return "anonymous";
-    case VmaClass::device: return "device";
-    case VmaClass::hugepage: return "hugepage";
-    case VmaClass::special: return "special";
+    case VmaClass::file:
+      return "file";
+    case VmaClass::anonymous:
+      return "anonymous";
+    case VmaClass::device:
+      return "device";
+    case VmaClass::hugepage:
+      return "hugepage";
+    case VmaClass::special:
+      return "special";
   }
   return "special";
 }
 
 std::string_view to_string(VmaKind k) {
   switch (k) {
-    case heap: return "heap";
-    case stack: return "stack";
-    case anon: return "anon";
-    case shm: return "shm";
-    case memfd: return "memfd";
-    case sysv: return "sysv";
-    case file: return "file";
-    case dax: return "dax";
-    case hugetlb: return "hugetlb";
-    case device_pfnmap: return "device-pfnmap";
-    case device_mixed: return "device-mixed";
-    case pci_bar: return "pci-bar";
-    case uio: return "uio";
-    case vfio: return "vfio";
-    case devmem: return "devmem";
-    case gpu: return "gpu";
-    case dma_buf: return "dma-buf";
-    case io_uring: return "io_uring";
-    case perf: return "perf";
-    case packet: return "packet";
-    case bpf: return "bpf";
-    case aio: return "aio";
-    case secretmem: return "secretmem";
-    case vdso: return "vdso";
-    case vvar: return "vvar";
-    case vsyscall: return "vsyscall";
-    case guard: return "guard";
-    case reserve: return "reserve";
-    case unknown: return "unknown";
+    case heap:
+      return "heap";
+    case stack:
+      return "stack";
+    case anon:
+      return "anon";
+    case shm:
+      return "shm";
+    case memfd:
+      return "memfd";
+    case sysv:
+      return "sysv";
+    case file:
+      return "file";
+    case dax:
+      return "dax";
+    case hugetlb:
+      return "hugetlb";
+    case device_pfnmap:
+      return "device-pfnmap";
+    case device_mixed:
+      return "device-mixed";
+    case pci_bar:
+      return "pci-bar";
+    case uio:
+      return "uio";
+    case vfio:
+      return "vfio";
+    case devmem:
+      return "devmem";
+    case gpu:
+      return "gpu";
+    case dma_buf:
+      return "dma-buf";
+    case io_uring:
+      return "io_uring";
+    case perf:
+      return "perf";
+    case packet:
+      return "packet";
+    case bpf:
+      return "bpf";
+    case aio:
+      return "aio";
+    case secretmem:
+      return "secretmem";
+    case vdso:
+      return "vdso";
+    case vvar:
+      return "vvar";
+    case vsyscall:
+      return "vsyscall";
+    case guard:
+      return "guard";
+    case reserve:
+      return "reserve";
+    case unknown:
+      return "unknown";
   }
   return "unknown";
 }

@@ -9,15 +9,24 @@ namespace {
 
 const char* reason(Errc code) {
   switch (code) {
-    case Errc::invalid_argument: return "invalid argument";
-    case Errc::not_supported: return "not supported here";
-    case Errc::not_found: return "not found";
-    case Errc::no_process: return "no such process";
-    case Errc::no_user_memory: return "it has no user memory";
-    case Errc::process_changed: return "the process ended or replaced its address space meanwhile";
-    case Errc::permission: return "permission denied";
-    case Errc::malformed: return "malformed or truncated";
-    case Errc::io: return "input/output error";
+    case Errc::invalid_argument:
+      return "invalid argument";
+    case Errc::not_supported:
+      return "not supported here";
+    case Errc::not_found:
+      return "not found";
+    case Errc::no_process:
+      return "no such process";
+    case Errc::no_user_memory:
+      return "it has no user memory";
+    case Errc::process_changed:
+      return "the process ended or replaced its address space meanwhile";
+    case Errc::permission:
+      return "permission denied";
+    case Errc::malformed:
+      return "malformed or truncated";
+    case Errc::io:
+      return "input/output error";
   }
   return "unknown error";
 }
@@ -40,7 +49,8 @@ std::string to_string(const Error& error) {
   if (!error.path.empty()) {
     text += ": ";
     // A path may come from a hostile tree; the message stays one line.
-    for (const char c : error.path) text += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? '?' : c;
+    for (const char c : error.path)
+      text += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? '?' : c;
   }
   if (error.address != 0) {
     text += " at ";
@@ -48,9 +58,9 @@ std::string to_string(const Error& error) {
   }
   text += ": ";
   // The code is more exact than errno where it was read off something else than errno.
-  const bool by_errno = error.os_errno != 0 &&
-                        (error.code == Errc::io || error.code == Errc::permission ||
-                         error.code == Errc::not_found || error.code == Errc::not_supported);
+  const bool by_errno =
+      error.os_errno != 0 && (error.code == Errc::io || error.code == Errc::permission ||
+                              error.code == Errc::not_found || error.code == Errc::not_supported);
   text += by_errno ? std::strerror(error.os_errno) : reason(error.code);
   return text;
 }

@@ -15,15 +15,21 @@ inline Errc errc_of(int os_errno) {
   switch (os_errno) {
     case ENOENT:
     case ENOTDIR:
-    case ENXIO: return Errc::not_found;
-    case ESRCH: return Errc::no_process;
+    case ENXIO:
+      return Errc::not_found;
+    case ESRCH:
+      return Errc::no_process;
     case EACCES:
-    case EPERM: return Errc::permission;
+    case EPERM:
+      return Errc::permission;
     case ENOTTY:
     case ENOSYS:
-    case EOPNOTSUPP: return Errc::not_supported;
-    case EINVAL: return Errc::invalid_argument;
-    default: return Errc::io;
+    case EOPNOTSUPP:
+      return Errc::not_supported;
+    case EINVAL:
+      return Errc::invalid_argument;
+    default:
+      return Errc::io;
   }
 }
 

@@ -27,7 +27,8 @@ constexpr bool continues(const Extent& run, const Extent& next, PageSize page_si
       run.pte != next.pte) {
     return false;
   }
-  if (run.leaf_shift != next.leaf_shift && run.leaf_shift != 0 && next.leaf_shift != 0) return false;
+  if (run.leaf_shift != next.leaf_shift && run.leaf_shift != 0 && next.leaf_shift != 0)
+    return false;
   return step_of(run) == 0 || number_of(run) + page_size.pages(run.bytes) == number_of(next);
 }
 
@@ -69,8 +70,10 @@ constexpr Extent cut_front(Extent& run, std::uint64_t bytes, PageSize page_size)
   run.va = run.va + bytes;
   run.bytes -= bytes;
   const std::uint64_t pages = step_of(run) * page_size.pages(bytes);
-  if (run.state == PageState::resident) run.pfn = run.pfn + pages;
-  else run.swap_offset += pages;
+  if (run.state == PageState::resident)
+    run.pfn = run.pfn + pages;
+  else
+    run.swap_offset += pages;
   return front;
 }
 

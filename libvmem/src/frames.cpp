@@ -17,14 +17,15 @@ namespace {
 constexpr std::array<std::string_view, 64> names = [] {
   std::array<std::string_view, 64> table{};
   constexpr std::array<std::string_view, 27> stable = {
-      "locked", "error", "referenced", "uptodate", "dirty", "lru", "active", "slab", "writeback",
-      "reclaim", "buddy", "mmap", "anon", "swapcache", "swapbacked", "compound_head",
-      "compound_tail", "huge", "unevictable", "hwpoison", "nopage", "ksm", "thp", "offline",
-      "zero_page", "idle", "pgtable"};
+      "locked",      "error",     "referenced", "uptodate",      "dirty",         "lru",
+      "active",      "slab",      "writeback",  "reclaim",       "buddy",         "mmap",
+      "anon",        "swapcache", "swapbacked", "compound_head", "compound_tail", "huge",
+      "unevictable", "hwpoison",  "nopage",     "ksm",           "thp",           "offline",
+      "zero_page",   "idle",      "pgtable"};
   std::ranges::copy(stable, table.begin());
   constexpr std::array<std::string_view, 11> internal = {
-      "reserved", "mlocked", "owner_2", "private", "private_2", "owner_private", "arch",
-      "uncached", "softdirty", "arch_2", "arch_3"};
+      "reserved", "mlocked",  "owner_2",   "private", "private_2", "owner_private",
+      "arch",     "uncached", "softdirty", "arch_2",  "arch_3"};
   std::ranges::copy(internal, table.begin() + 32);
   return table;
 }();
@@ -83,7 +84,8 @@ Result<FrameReader> FrameReader::open(const SysRoot& root) {
   }
   if (!any) {
     if (first_error->code == Errc::permission) {
-      first_error->hint = "frame facts take CAP_DAC_READ_SEARCH (the files have mode 0400): run as root";
+      first_error->hint =
+          "frame facts take CAP_DAC_READ_SEARCH (the files have mode 0400): run as root";
     }
     return std::unexpected(std::move(*first_error));
   }

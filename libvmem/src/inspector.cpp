@@ -66,7 +66,8 @@ std::optional<Mount> parse_mount(std::string_view line) {
 
 /// Files of the kernel's own mounts that can be made of huge pages.
 bool may_be_internal_hugetlb(std::string_view path) {
-  return path.starts_with("/anon_hugepage") || path.starts_with("/memfd:") || path.starts_with("/SYSV");
+  return path.starts_with("/anon_hugepage") || path.starts_with("/memfd:") ||
+         path.starts_with("/SYSV");
 }
 
 }  // namespace
@@ -261,11 +262,13 @@ VmaInspector::Blindness VmaInspector::blindness(const Vma& vma) {
     s.add_mount(vma, facts);
     facts.device_node = s.is_device_node(vma);
     if (facts.device_node) {
-      if (!*facts.device_node && device_path(vma.path) != DevicePath::pci) return Blindness::sighted;
+      if (!*facts.device_node && device_path(vma.path) != DevicePath::pci)
+        return Blindness::sighted;
       device_like = true;
     } else {
       const VmaClass by_name = vmem::classify(vma, facts, s.page_size()).vma_class;
-      if (by_name == VmaClass::anonymous || by_name == VmaClass::hugepage) return Blindness::sighted;
+      if (by_name == VmaClass::anonymous || by_name == VmaClass::hugepage)
+        return Blindness::sighted;
       device_like = by_name != VmaClass::file;
     }
   } else {
@@ -276,7 +279,8 @@ VmaInspector::Blindness VmaInspector::blindness(const Vma& vma) {
     }
     device_like = true;
   }
-  if (const auto codes = flags(vma)) return codes->has("pf") ? Blindness::pfnmap : Blindness::sighted;
+  if (const auto codes = flags(vma))
+    return codes->has("pf") ? Blindness::pfnmap : Blindness::sighted;
   return device_like ? Blindness::unproven : Blindness::sighted;
 }
 

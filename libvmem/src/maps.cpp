@@ -17,9 +17,12 @@ bool take_hex(const char*& p, const char* end, std::uint64_t& value) {
   while (p != end) {
     const unsigned digit = static_cast<unsigned char>(*p) - '0';
     const unsigned letter = static_cast<unsigned char>(*p) - 'a';
-    if (digit < 10) v = v << 4 | digit;
-    else if (letter < 6) v = v << 4 | (letter + 10);
-    else break;
+    if (digit < 10)
+      v = v << 4 | digit;
+    else if (letter < 6)
+      v = v << 4 | (letter + 10);
+    else
+      break;
     ++p;
   }
   value = v;
@@ -99,8 +102,10 @@ bool parse_maps_line(std::string_view line, Vma& vma) {
   // Names start with '/', '[' or a word, never with a space: all spaces here are padding.
   while (p != end && *p == ' ') ++p;
   const std::string_view raw(p, static_cast<std::size_t>(end - p));
-  if (memchr(raw.data(), '\\', raw.size()) == nullptr) vma.path.assign(raw);
-  else assign_unescaped(vma.path, raw);
+  if (memchr(raw.data(), '\\', raw.size()) == nullptr)
+    vma.path.assign(raw);
+  else
+    assign_unescaped(vma.path, raw);
   return vma.range.start < vma.range.end;
 }
 

@@ -20,7 +20,8 @@ namespace {
 /// mmap_lock shared, so two preads do run at once.
 class SharedWalk {
  public:
-  SharedWalk(const Process& process, const Fd& fd, PagemapReader& reader, bool every_page, VaRange range)
+  SharedWalk(const Process& process, const Fd& fd, PagemapReader& reader, bool every_page,
+             VaRange range)
       : process_(process), fd_(fd), reader_(reader), every_page_(every_page), range_(range) {}
 
   Result<void> run(ExtentSink sink) {
@@ -112,8 +113,10 @@ class SharedWalk {
         mine->state = Slot::State::done;
       }
       // Many runs in a piece mean small pieces; few mean that larger ones are cheap.
-      if (slot.reached != slot.range.end) stride_ = std::max(stride_ / 2, reader_.chunk_bytes());
-      else if (slot.runs.size() < capacity / 8) stride_ = std::min(stride_ * 2, std::uint64_t{1} << 40);
+      if (slot.reached != slot.range.end)
+        stride_ = std::max(stride_ / 2, reader_.chunk_bytes());
+      else if (slot.runs.size() < capacity / 8)
+        stride_ = std::min(stride_ * 2, std::uint64_t{1} << 40);
       lock.unlock();
       for (const Extent& run : slot.runs) {
         if (!sink(run)) return {};
@@ -169,7 +172,8 @@ class PagemapTranslator final : public Translator {
       constexpr auto alone = std::chrono::milliseconds(2);
       const auto start = std::chrono::steady_clock::now();
       const std::uint64_t chunk = reader.chunk_bytes();
-      while (open && range.bytes() > 2 * reader.stride() && std::chrono::steady_clock::now() - start < alone) {
+      while (open && range.bytes() > 2 * reader.stride() &&
+             std::chrono::steady_clock::now() - start < alone) {
         const VirtAddr end{(range.start.value + reader.stride()) / chunk * chunk};
         if (end <= range.start) break;
         if (auto read = reader.read({range.start, end}, add); !read) return read;

@@ -71,9 +71,12 @@ constexpr Decoded decode(std::uint64_t entry, bool proven) {
     } else if (type == marker_type) {
       // Guard regions are older (6.13) than their pagemap bit (6.15).
       d.state = offset == marker_guard ? PageState::guard : PageState::special;
-      if (offset == marker_uffd_wp) d.reason = Reason::uffd_wp_marker;
-      else if (offset == marker_poisoned) d.reason = Reason::poison_marker;
-      else if (offset != marker_guard) d.reason = Reason::other_marker;
+      if (offset == marker_uffd_wp)
+        d.reason = Reason::uffd_wp_marker;
+      else if (offset == marker_poisoned)
+        d.reason = Reason::poison_marker;
+      else if (offset != marker_guard)
+        d.reason = Reason::other_marker;
     } else if (type >= first_special_type) {
       d.state = PageState::special;
       d.reason = Reason::migration_or_device;

@@ -60,7 +60,8 @@ Result<void> PagemapReader::read(VaRange range, ExtentSink sink) {
       end = std::min(end, VirtAddr{(range.start.value / chunk_bytes_ + 1) * chunk_bytes_});
       populated_ = huge_ = 0;
       if (auto read = read_outright({range.start, end}, std::nullopt); !read) return read;
-      if (!small) dense_ = populated_ * 8 >= page_size_.pages(end - range.start) && huge_ * 2 < populated_;
+      if (!small)
+        dense_ = populated_ * 8 >= page_size_.pages(end - range.start) && huge_ * 2 < populated_;
     } else {
       if (range.bytes() > window_) end = range.start + window_;
       auto reached = read_by_scan({range.start, end});
@@ -76,15 +77,16 @@ Result<void> PagemapReader::read(VaRange range, ExtentSink sink) {
 /// dense_ or !can_scan_ set, where reading outright is the better way.
 Result<VirtAddr> PagemapReader::read_by_scan(VaRange window) {
   if (!regions_) regions_ = std::make_unique_for_overwrite<Region[]>(max_regions);
-  const auto scanned = seeks_holes_ ? next_data(window)
-                                 : scan(window, scanned_pages, {regions_.get(), max_regions});
+  const auto scanned =
+      seeks_holes_ ? next_data(window) : scan(window, scanned_pages, {regions_.get(), max_regions});
   if (!scanned) return window.start;
 
   const std::span<const Region> regions{regions_.get(), scanned->regions};
   const std::uint64_t total = page_size_.pages(scanned->end - window.start);
   std::uint64_t found = 0;
   for (const Region& region : regions) {
-    if ((region.categories & page_is_huge) == 0) found += page_size_.pages(region.end - region.start);
+    if ((region.categories & page_is_huge) == 0)
+      found += page_size_.pages(region.end - region.start);
   }
   if (!seeks_holes_) {
     if (found * 8 >= total && total > small_pages) {
@@ -138,8 +140,10 @@ Result<void> PagemapReader::read_outright(VaRange range, std::optional<unsigned>
     }
     const std::size_t whole = *got / sizeof entries_[0];
     const VaRange read{part.start, part.start + (whole << page_size_.shift())};
-    if (leaf_shift) decode_runs(read.start, 0, whole, *leaf_shift);
-    else decode_blocks(read);
+    if (leaf_shift)
+      decode_runs(read.start, 0, whole, *leaf_shift);
+    else
+      decode_blocks(read);
     if (whole != count) {
       // The kernel answers 0 bytes once the address space is gone (exit, exec).
       return std::unexpected(Error{.code = recorded_ ? Errc::malformed : Errc::process_changed,
@@ -167,7 +171,8 @@ void PagemapReader::decode_blocks(VaRange range) {
                   page_size_.shift());
       std::size_t next = at + count;
       while (next < total) {
-        const std::size_t more = std::min<std::size_t>(total - next, page_size_.pages(pmd_size_.bytes()));
+        const std::size_t more =
+            std::min<std::size_t>(total - next, page_size_.pages(pmd_size_.bytes()));
         if (!is_candidate(range.start + (next << page_size_.shift()), next, more)) break;
         next += more;
       }
@@ -243,28 +248,34 @@ void PagemapReader::decode_candidates(VaRange range, std::size_t first) {
 }
 
 /// Entries [first, first + count) as runs, the first of them at `va`.
-void PagemapReader::decode_runs(VirtAddr va, std::size_t first, std::size_t count, unsigned leaf_shift) {
+void PagemapReader::decode_runs(VirtAddr va, std::size_t first, std::size_t count,
+                                unsigned leaf_shift) {
   const std::uint64_t* const entries = entries_.get() + first;
   for (std::size_t i = 0; i < count && open_;) {
     const std::uint64_t entry = entries[i];
     const pagemap::Decoded d = pagemap::decode(entry, proven_);
     Extent run{.va = va + (i << page_size_.shift()), .state = d.state, .reason = d.reason};
     const bool resident = d.state == PageState::resident;
-    if (resident) run.pfn = {d.value};
-    else run.swap_offset = d.value;
+    if (resident)
+      run.pfn = {d.value};
+    else
+      run.swap_offset = d.value;
     run.swap_type = d.swap_type;
     // An empty entry may still hold bit 55: newly made VMAs count as soft-dirty.
     if (d.state != PageState::absent) run.bits = d.bits;
-    if (resident || d.state == PageState::hidden) run.leaf_shift = static_cast<std::uint8_t>(leaf_shift);
+    if (resident || d.state == PageState::hidden)
+      run.leaf_shift = static_cast<std::uint8_t>(leaf_shift);
 
     // Entries that go on: the number field counts up and nothing else changes. It must not
     // overflow into the flags (a recorded file can hold anything).
     const std::uint64_t number_step = step_of(run);
     const std::uint64_t step = resident ? number_step : number_step << 5;
-    const std::uint64_t room = step == 0 ? count : ((pagemap::pfn_mask - (entry & pagemap::pfn_mask)) / step) + 1;
+    const std::uint64_t room =
+        step == 0 ? count : ((pagemap::pfn_mask - (entry & pagemap::pfn_mask)) / step) + 1;
     const std::size_t limit = i + std::min<std::uint64_t>(count - i, room);
     std::size_t j = i + 1;
-    for (std::uint64_t expected = entry + step; j < limit && entries[j] == expected; ++j) expected += step;
+    for (std::uint64_t expected = entry + step; j < limit && entries[j] == expected; ++j)
+      expected += step;
     run.bytes = (j - i) << page_size_.shift();
     if (d.state != PageState::absent) populated_ += j - i;
     emit(run);
@@ -275,7 +286,11 @@ void PagemapReader::decode_runs(VirtAddr va, std::size_t first, std::size_t coun
 /// One leaf, or the part of one in `piece`, of which one entry was read.
 void PagemapReader::emit_leaf(VaRange piece, std::uint64_t entry, PageSize leaf) {
   const pagemap::Decoded d = pagemap::decode(entry, proven_);
-  Extent run{.va = piece.start, .bytes = piece.bytes(), .pfn = {d.value}, .state = d.state, .bits = d.bits};
+  Extent run{.va = piece.start,
+             .bytes = piece.bytes(),
+             .pfn = {d.value},
+             .state = d.state,
+             .bits = d.bits};
   run.leaf_shift = static_cast<std::uint8_t>(leaf.shift());
   // hugetlb pages are mapped as a whole: there bit 56 is one for all (pagemap_hugetlb_range()).
   const bool hugetlb = leaf_size_ == leaf && leaf_is_hugetlb_;
@@ -293,14 +308,16 @@ Result<void> PagemapReader::read_leaves(VaRange range) {
   while (open_ && !range.empty()) {
     const PageSize leaf = huge_leaf(range.start);
     if (every_page_ || leaf.bytes() < pmd_size_.bytes()) {
-      const VirtAddr end = std::min(range.end, std::max(leaf_range_.end, range.start + leaf.bytes()));
+      const VirtAddr end =
+          std::min(range.end, std::max(leaf_range_.end, range.start + leaf.bytes()));
       if (auto read = read_outright({range.start, end}, leaf.shift()); !read) return read;
       range.start = end;
       continue;
     }
     const VaRange piece{range.start, std::min(range.end, leaf.floor(range.start) + leaf.bytes())};
     std::uint64_t entry = 0;
-    auto got = read_at(fd_, &entry, sizeof entry, page_size_.pages(piece.start.value) * sizeof entry);
+    auto got =
+        read_at(fd_, &entry, sizeof entry, page_size_.pages(piece.start.value) * sizeof entry);
     const bool whole = got && *got == sizeof entry;
     if (whole && pagemap::present(entry) && fits_leaf(piece.start, entry, leaf)) {
       emit_leaf(piece, entry, leaf);
@@ -338,14 +355,18 @@ std::optional<PagemapReader::Scan> PagemapReader::scan(VaRange range, std::uint6
     pages += page_size_.pages(region.end - region.start);
   }
   const bool stopped = result.regions == regions.size() || (max_pages != 0 && pages >= max_pages);
-  if (!stopped) result.end = range.end;
-  else if (found > 0) result.end = std::max(result.end, VirtAddr{regions[result.regions - 1].end});
+  if (!stopped)
+    result.end = range.end;
+  else if (found > 0)
+    result.end = std::max(result.end, VirtAddr{regions[result.regions - 1].end});
   return result;
 }
 
 /// The next stretch of a recorded file that is not a hole, as the one region of a scan.
 std::optional<PagemapReader::Scan> PagemapReader::next_data(VaRange range) {
-  const auto position = [&](VirtAddr va) { return static_cast<off_t>(page_size_.pages(va.value) * 8); };
+  const auto position = [&](VirtAddr va) {
+    return static_cast<off_t>(page_size_.pages(va.value) * 8);
+  };
   const auto address = [&](off_t offset) {
     return VirtAddr{static_cast<std::uint64_t>(offset) / 8 << page_size_.shift()};
   };
@@ -362,7 +383,8 @@ std::optional<PagemapReader::Scan> PagemapReader::next_data(VaRange range) {
   const off_t hole = lseek(fd_.get(), data, SEEK_HOLE);
   // Widened to whole blocks, so that what is said of leaves does not depend on where the
   // file system puts its holes.
-  const VirtAddr end = hole < 0 ? range.end : std::min(range.end, pmd_size_.ceil(address(hole + 7)));
+  const VirtAddr end =
+      hole < 0 ? range.end : std::min(range.end, pmd_size_.ceil(address(hole + 7)));
   if (end <= start) {
     seeks_holes_ = can_scan_ = false;
     return {};

@@ -131,7 +131,8 @@ Result<NumaMap> NumaMap::read(const SysRoot& root) {
     for (const std::string& name : *blocks) {
       const auto block = number_after(name, "memory");
       if (!block || block_size == 0 || *block > UINT64_MAX / block_size - 1) continue;
-      map.spans_.push_back({{{*block * block_size}, {(*block + std::uint64_t{1}) * block_size}}, node});
+      map.spans_.push_back(
+          {{{*block * block_size}, {(*block + std::uint64_t{1}) * block_size}}, node});
     }
   }
   // Kernels without memory hotplug list no blocks; with one node all RAM is that node's.
@@ -145,7 +146,8 @@ Result<NumaMap> NumaMap::read(const SysRoot& root) {
   std::ranges::sort(map.spans_, {}, [](const Span& span) { return span.range.start; });
   std::vector<Span> merged;
   for (const Span& span : map.spans_) {
-    if (!merged.empty() && merged.back().node == span.node && merged.back().range.end >= span.range.start) {
+    if (!merged.empty() && merged.back().node == span.node &&
+        merged.back().range.end >= span.range.start) {
       merged.back().range.end = std::max(merged.back().range.end, span.range.end);
     } else {
       merged.push_back(span);
@@ -156,13 +158,15 @@ Result<NumaMap> NumaMap::read(const SysRoot& root) {
 }
 
 std::optional<unsigned> NumaMap::node(PhysAddr address) const {
-  const auto after = std::ranges::upper_bound(spans_, address, {}, [](const Span& s) { return s.range.start; });
+  const auto after =
+      std::ranges::upper_bound(spans_, address, {}, [](const Span& s) { return s.range.start; });
   if (after == spans_.begin() || !std::prev(after)->range.contains(address)) return {};
   return std::prev(after)->node;
 }
 
 PhysAddr NumaMap::run_end(PhysAddr address) const {
-  const auto after = std::ranges::upper_bound(spans_, address, {}, [](const Span& s) { return s.range.start; });
+  const auto after =
+      std::ranges::upper_bound(spans_, address, {}, [](const Span& s) { return s.range.start; });
   if (after != spans_.begin() && std::prev(after)->range.contains(address)) {
     return std::prev(after)->range.end;
   }
@@ -214,7 +218,10 @@ Result<std::vector<UioMap>> read_uio_maps(const SysRoot& root) {
       if (!address || !size || *size > UINT64_MAX - *address) {
         return fail(Errc::malformed, "reading UIO map", "/" + path);
       }
-      UioMap map{.device = *number, .index = *index, .name = {}, .range = {{*address}, {*address + *size}}};
+      UioMap map{.device = *number,
+                 .index = *index,
+                 .name = {},
+                 .range = {{*address}, {*address + *size}}};
       map.offset = read_0x(root, path + "offset").value_or(0);
       if (const auto name = root.read_file((path + "name").c_str(), 4096)) {
         map.name = name->substr(0, name->find('\n'));

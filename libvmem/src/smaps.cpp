@@ -59,7 +59,8 @@ struct SmapsReader::State {
       if (!parse_maps_line(text, line)) {
         return fail(Errc::malformed, "parsing smaps", chunks->path());
       }
-      current = std::exchange(next, SmapsEntry{.range = line.range, .flags = {}, .kernel_page_size = {}});
+      current =
+          std::exchange(next, SmapsEntry{.range = line.range, .flags = {}, .kernel_page_size = {}});
       if (current) return {};
     }
     current = std::exchange(next, std::nullopt);

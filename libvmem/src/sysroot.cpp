@@ -33,7 +33,8 @@ struct SysRoot::State {
 namespace {
 
 constexpr const char* ptrace_hint =
-    "another user's (or a non-dumpable) process takes CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH (and CAP_SYS_ADMIN for "
+    "another user's (or a non-dumpable) process takes CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH (and "
+    "CAP_SYS_ADMIN for "
     "PFNs): run as root";
 
 /// In a recorded tree links resolve inside the tree, and "magic" links not at all.
@@ -53,7 +54,8 @@ Result<std::string> read_whole(const Fd& fd, std::size_t limit, const std::strin
   std::string text;
   std::size_t used = 0;
   for (;;) {
-    if (text.size() - used < 4096) text.resize(std::min(limit + 1, std::max<std::size_t>(8192, text.size() * 2)));
+    if (text.size() - used < 4096)
+      text.resize(std::min(limit + 1, std::max<std::size_t>(8192, text.size() * 2)));
     const ssize_t n = ::read(fd.get(), text.data() + used, text.size() - used);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return failed(errno, "reading", path);
@@ -146,10 +148,14 @@ Result<Manifest> parse_manifest(std::string_view text, const std::string& path) 
       }
       manifest.page_size = PageSize{*bytes};
     } else if (key == "pfn_access") {
-      if (value == "full") manifest.access = PfnAccess::full;
-      else if (value == "hidden") manifest.access = PfnAccess::hidden;
-      else if (value == "none") manifest.access = PfnAccess::none;
-      else return fail(Errc::malformed, "manifest: pfn_access", path);
+      if (value == "full")
+        manifest.access = PfnAccess::full;
+      else if (value == "hidden")
+        manifest.access = PfnAccess::hidden;
+      else if (value == "none")
+        manifest.access = PfnAccess::none;
+      else
+        return fail(Errc::malformed, "manifest: pfn_access", path);
     } else if (key == "kernel") {
       manifest.release = value;
     }
@@ -270,7 +276,7 @@ Result<Fd> open_in(int directory, bool recorded, const char* path, int flags, st
   }
   Fd fd{open_beneath(directory, path, flags | O_NONBLOCK | O_NOCTTY)};
   if (!fd.valid()) return failed(errno, "opening", std::move(shown));
-  struct stat info {};
+  struct stat info{};
   if (fstat(fd.get(), &info) != 0) return failed(errno, "opening", std::move(shown));
   const bool wanted = (flags & O_DIRECTORY) != 0 ? S_ISDIR(info.st_mode) : S_ISREG(info.st_mode);
   if (!wanted) return fail(Errc::malformed, "opening (not a regular file)", std::move(shown));
@@ -359,10 +365,12 @@ Result<Process> SysRoot::process(pid_t pid) const {
   process.comm_ = stat->comm;
   process.start_time_ = stat->start_time;
   if ((stat->flags & pf_kthread) != 0) {
-    return std::unexpected(Error{.code = Errc::no_user_memory, .what = "opening kernel thread", .path = process.path("")});
+    return std::unexpected(Error{
+        .code = Errc::no_user_memory, .what = "opening kernel thread", .path = process.path("")});
   }
   if (stat->state == 'Z' || stat->state == 'X') {
-    return std::unexpected(Error{.code = Errc::no_user_memory, .what = "opening zombie", .path = process.path("")});
+    return std::unexpected(
+        Error{.code = Errc::no_user_memory, .what = "opening zombie", .path = process.path("")});
   }
   return process;
 }
@@ -437,7 +445,8 @@ Result<void> Process::check_alive() const {
       if (stat && stat->state != 'Z' && stat->state != 'X') return {};
     }
   }
-  return std::unexpected(Error{.code = Errc::no_process, .what = "reading process", .path = path("")});
+  return std::unexpected(
+      Error{.code = Errc::no_process, .what = "reading process", .path = path("")});
 }
 
 std::optional<std::uint32_t> Process::mapped_file_mode(VaRange range) const {
@@ -446,7 +455,7 @@ std::optional<std::uint32_t> Process::mapped_file_mode(VaRange range) const {
   std::snprintf(name, sizeof name, "map_files/%llx-%llx",
                 static_cast<unsigned long long>(range.start.value),
                 static_cast<unsigned long long>(range.end.value));
-  struct stat info {};
+  struct stat info{};
   if (fstatat(directory_.get(), name, &info, 0) != 0) return {};
   return info.st_mode;
 }

@@ -30,9 +30,12 @@ Result<std::optional<Vma>> vma_from(const Process& process, VirtAddr address) {
   Vma vma;
   std::optional<PageSize> size;
   switch (query_vma(process, address, vma, size, true)) {
-    case VmaQuery::found: return vma;
-    case VmaQuery::none: return std::nullopt;
-    case VmaQuery::failed: break;
+    case VmaQuery::found:
+      return vma;
+    case VmaQuery::none:
+      return std::nullopt;
+    case VmaQuery::failed:
+      break;
   }
   auto reader = VmaReader::open(process);
   if (!reader) return std::unexpected(std::move(reader.error()));
@@ -47,8 +50,7 @@ Result<std::optional<Vma>> vma_from(const Process& process, VirtAddr address) {
 /// What one VMA adds to what its pages said: blindness and the size of hugetlb leaves.
 class Finisher {
  public:
-  Finisher(const Process& process, VmaInspector& inspector)
-      : page_size_(process.root().page_size()), inspector_(inspector) {}
+  explicit Finisher(VmaInspector& inspector) : inspector_(inspector) {}
 
   /// `asked`: the part of the VMA that was walked.
   void finish(const Vma& vma, VaRange asked, Extent& extent) {
@@ -60,10 +62,17 @@ class Finisher {
         extent.reason = reason;
       };
       switch (inspector_.blindness(vma)) {
-        case VmaInspector::Blindness::sighted: break;
-        case VmaInspector::Blindness::pfnmap: unseen(Reason::pfnmap); break;
-        case VmaInspector::Blindness::gate: unseen(Reason::gate_vma); break;
-        case VmaInspector::Blindness::unproven: unseen(Reason::maybe_pfnmap); break;
+        case VmaInspector::Blindness::sighted:
+          break;
+        case VmaInspector::Blindness::pfnmap:
+          unseen(Reason::pfnmap);
+          break;
+        case VmaInspector::Blindness::gate:
+          unseen(Reason::gate_vma);
+          break;
+        case VmaInspector::Blindness::unproven:
+          unseen(Reason::maybe_pfnmap);
+          break;
       }
     } else if (extent.state == PageState::resident || extent.state == PageState::hidden) {
       if (const auto size = inspector_.hugetlb_page_size(vma)) {
@@ -73,7 +82,6 @@ class Finisher {
   }
 
  private:
-  PageSize page_size_;
   VmaInspector& inspector_;
 };
 
@@ -83,9 +91,10 @@ class Walk {
        bool report_gaps, const WalkOptions& options, VmaExtentSink sink)
       : process_(process),
         translator_(translator),
-        finisher_(process, inspector),
+        finisher_(inspector),
         page_size_(process.root().page_size()),
-        range_(range.end.value != 0 ? range : VaRange{range.start, VirtAddr{0} - page_size_.bytes()}),
+        range_(range.end.value != 0 ? range
+                                    : VaRange{range.start, VirtAddr{0} - page_size_.bytes()}),
         tail_(report_gaps && range.end.value == 0 ? page_size_.bytes() : 0),
         report_gaps_(report_gaps),
         live_(!process.root().recorded()),
@@ -369,7 +378,8 @@ Result<Translation> translate(const Process& process, Translator& translator,
     vma = std::move(*found);
     if (!vma) {
       // The maps of a process that has just ended are empty: that is not "unmapped".
-      if (auto alive = process.check_alive(); !alive) return std::unexpected(std::move(alive.error()));
+      if (auto alive = process.check_alive(); !alive)
+        return std::unexpected(std::move(alive.error()));
       extent.state = PageState::unmapped;
       return Translation{std::nullopt, extent};
     }
@@ -389,7 +399,7 @@ Result<Translation> translate(const Process& process, Translator& translator,
       if (!again) return std::unexpected(std::move(again.error()));
       if (*again != vma) continue;
     }
-    Finisher{process, inspector}.finish(*vma, {page, page + page_size.bytes()}, extent);
+    Finisher{inspector}.finish(*vma, {page, page + page_size.bytes()}, extent);
     return Translation{std::move(vma), extent};
   }
   extent = {.va = page,
@@ -421,40 +431,62 @@ PfnAccess pfn_access(const Process& process, Translator& translator) {
 
 std::string_view to_string(PageState state) {
   switch (state) {
-    case PageState::resident: return "resident";
-    case PageState::absent: return "absent";
-    case PageState::swapped: return "swapped";
-    case PageState::guard: return "guard";
-    case PageState::special: return "special";
-    case PageState::hidden: return "hidden";
-    case PageState::unseen: return "unseen";
-    case PageState::unmapped: return "unmapped";
-    case PageState::changed: return "changed";
+    case PageState::resident:
+      return "resident";
+    case PageState::absent:
+      return "absent";
+    case PageState::swapped:
+      return "swapped";
+    case PageState::guard:
+      return "guard";
+    case PageState::special:
+      return "special";
+    case PageState::hidden:
+      return "hidden";
+    case PageState::unseen:
+      return "unseen";
+    case PageState::unmapped:
+      return "unmapped";
+    case PageState::changed:
+      return "changed";
   }
   return "unknown";
 }
 
 std::string_view to_string(Backend backend) {
   switch (backend) {
-    case Backend::pagemap: return "pagemap";
-    case Backend::bpf: return "bpf";
-    case Backend::kmod: return "kmod";
+    case Backend::pagemap:
+      return "pagemap";
+    case Backend::bpf:
+      return "bpf";
+    case Backend::kmod:
+      return "kmod";
   }
   return "unknown";
 }
 
 std::string_view to_string(Reason reason) {
   switch (reason) {
-    case Reason::none: return "";
-    case Reason::pfnmap: return "VM_PFNMAP mapping: pagemap shows nothing of it";
-    case Reason::maybe_pfnmap: return "may be VM_PFNMAP: its VmFlags cannot be read";
-    case Reason::gate_vma: return "the kernel's gate page, not VM_PFNMAP: outside the process's page tables";
-    case Reason::swap_fields_hidden: return "swap type and offset are hidden from this user";
-    case Reason::uffd_wp_marker: return "userfaultfd write-protect marker";
-    case Reason::poison_marker: return "poison marker";
-    case Reason::other_marker: return "page-table marker of an unknown kind";
-    case Reason::migration_or_device: return "migration, device-private or poison entry";
-    case Reason::vma_changed: return "the VMA was remapped while it was read";
+    case Reason::none:
+      return "";
+    case Reason::pfnmap:
+      return "VM_PFNMAP mapping: pagemap shows nothing of it";
+    case Reason::maybe_pfnmap:
+      return "may be VM_PFNMAP: its VmFlags cannot be read";
+    case Reason::gate_vma:
+      return "the kernel's gate page, not VM_PFNMAP: outside the process's page tables";
+    case Reason::swap_fields_hidden:
+      return "swap type and offset are hidden from this user";
+    case Reason::uffd_wp_marker:
+      return "userfaultfd write-protect marker";
+    case Reason::poison_marker:
+      return "poison marker";
+    case Reason::other_marker:
+      return "page-table marker of an unknown kind";
+    case Reason::migration_or_device:
+      return "migration, device-private or poison entry";
+    case Reason::vma_changed:
+      return "the VMA was remapped while it was read";
   }
   return "";
 }

@@ -75,8 +75,8 @@ VMEM_EXPORT Result<std::vector<Vma>> read_vmas(const Process& process);
 /// The VMA that holds `address`, empty if none does. One PROCMAP_QUERY where the kernel
 /// has it (6.11), else the text up to that address. `kernel_page_size`, if given, gets the
 /// VMA's page size (larger than the base page for hugetlb) where the ioctl tells it.
-VMEM_EXPORT Result<std::optional<Vma>> find_vma(const Process& process, VirtAddr address,
-                                                std::optional<PageSize>* kernel_page_size = nullptr);
+VMEM_EXPORT Result<std::optional<Vma>> find_vma(
+    const Process& process, VirtAddr address, std::optional<PageSize>* kernel_page_size = nullptr);
 
 /// The VmFlags line of smaps: two-letter codes, in the kernel's order. Codes that this
 /// library does not know are kept like all others.
@@ -120,9 +120,35 @@ class VMEM_EXPORT SmapsReader {
 enum class VmaClass : std::uint8_t { file, anonymous, device, hugepage, special };
 
 enum class VmaKind : std::uint8_t {
-  heap, stack, anon, shm, memfd, sysv, file, dax, hugetlb, device_pfnmap, device_mixed, pci_bar,
-  uio, vfio, devmem, gpu, dma_buf, io_uring, perf, packet, bpf, aio, secretmem, vdso, vvar,
-  vsyscall, guard, reserve, unknown,
+  heap,
+  stack,
+  anon,
+  shm,
+  memfd,
+  sysv,
+  file,
+  dax,
+  hugetlb,
+  device_pfnmap,
+  device_mixed,
+  pci_bar,
+  uio,
+  vfio,
+  devmem,
+  gpu,
+  dma_buf,
+  io_uring,
+  perf,
+  packet,
+  bpf,
+  aio,
+  secretmem,
+  vdso,
+  vvar,
+  vsyscall,
+  guard,
+  reserve,
+  unknown,
 };
 
 VMEM_EXPORT std::string_view to_string(VmaClass);
