@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "vmem/maps.hpp"
 
+#include <array>
 #include <cstring>
 #include <utility>
 
@@ -10,20 +11,24 @@
 namespace vmem {
 namespace {
 
-/// Reads hex digits (lower case, as the kernel prints) off the front; 1 to 16 of them.
+/// The value of a hex digit as the kernel prints it (lower case), 16 for any other byte.
+constexpr auto hex_values = [] {
+  std::array<std::uint8_t, 256> table{};
+  table.fill(16);
+  for (unsigned i = 0; i < 16; ++i) {
+    table[static_cast<unsigned char>("0123456789abcdef"[i])] = static_cast<std::uint8_t>(i);
+  }
+  return table;
+}();
+
+/// Reads 1 to 16 hex digits off the front.
 bool take_hex(const char*& p, const char* end, std::uint64_t& value) {
   std::uint64_t v = 0;
   const char* const start = p;
-  while (p != end) {
-    const unsigned digit = static_cast<unsigned char>(*p) - '0';
-    const unsigned letter = static_cast<unsigned char>(*p) - 'a';
-    if (digit < 10)
-      v = v << 4 | digit;
-    else if (letter < 6)
-      v = v << 4 | (letter + 10);
-    else
-      break;
-    ++p;
+  for (; p != end; ++p) {
+    const std::uint8_t digit = hex_values[static_cast<unsigned char>(*p)];
+    if (digit == 16) break;
+    v = v << 4 | digit;
   }
   value = v;
   return p != start && p - start <= 16;

@@ -314,17 +314,29 @@ Result<void> PagemapReader::read_leaves(VaRange range) {
       range.start = end;
       continue;
     }
-    const VaRange piece{range.start, std::min(range.end, leaf.floor(range.start) + leaf.bytes())};
-    std::uint64_t entry = 0;
-    auto got =
-        read_at(fd_, &entry, sizeof entry, page_size_.pages(piece.start.value) * sizeof entry);
-    const bool whole = got && *got == sizeof entry;
-    if (whole && pagemap::present(entry) && fits_leaf(piece.start, entry, leaf)) {
-      emit_leaf(piece, entry, leaf);
-    } else if (auto read = read_outright(piece, std::nullopt); !read) {
-      return read;  // split, moved or gone since the scan: read as it is now
+    // The last entry of one leaf and the first of the next are neighbours: one read for two.
+    const VaRange pieces[2] = {
+        {range.start, std::min(range.end, leaf.floor(range.start) + leaf.bytes())},
+        {leaf.floor(range.start) + leaf.bytes(),
+         std::min(range.end, leaf.floor(range.start) + 2 * leaf.bytes())}};
+    const bool two = !pieces[1].empty() && leaf_range_.contains(pieces[1].start);
+    const VirtAddr last_page = pieces[0].end - page_size_.bytes();
+    std::uint64_t entries[2] = {};
+    auto got = read_at(fd_, entries, (two ? 2 : 1) * sizeof entries[0],
+                       page_size_.pages(last_page.value) * sizeof entries[0]);
+    const std::size_t count = got ? *got / sizeof entries[0] : 0;
+    for (std::size_t i = 0; i < (two ? 2 : 1) && open_; ++i) {
+      const VirtAddr page = i == 0 ? last_page : pieces[1].start;
+      if (i < count && pagemap::present(entries[i]) && fits_leaf(page, entries[i], leaf)) {
+        // Back to the entry of the piece's first page; a hidden frame does not count up.
+        const bool shown = pagemap::pfn(entries[i]).value != 0 || proven_;
+        const std::uint64_t back = shown ? page_size_.pages(page - pieces[i].start) : 0;
+        emit_leaf(pieces[i], entries[i] - back, leaf);
+      } else if (auto read = read_outright(pieces[i], std::nullopt); !read) {
+        return read;  // split, moved or gone since the scan: read as it is now
+      }
+      range.start = pieces[i].end;
     }
-    range.start = piece.end;
   }
   return {};
 }

@@ -417,7 +417,11 @@ Result<Fd> Process::open_file(const char* name) const {
   } else if (error.os_errno == ENOENT && !check_alive()) {
     error.code = Errc::no_process;
   } else if (error.code == Errc::permission) {
-    error.hint = ptrace_hint;
+    // Of a zombie's files some are refused before it is noticed that there is nothing.
+    if (!check_alive())
+      error.code = Errc::no_process;
+    else
+      error.hint = ptrace_hint;
   }
   return fd;
 }

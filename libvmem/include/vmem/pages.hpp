@@ -55,9 +55,9 @@ inline constexpr std::uint8_t soft_dirty = 1;  ///< pagemap bit 55
 inline constexpr std::uint8_t exclusive = 2;   ///< pagemap bit 56: mapped once
 inline constexpr std::uint8_t uffd_wp = 4;     ///< pagemap bit 57
 inline constexpr std::uint8_t file = 8;        ///< pagemap bit 61: file page or shared anonymous
-/// One entry was read for each huge leaf. `exclusive` is then that of the leaf's first
-/// page; all else holds for every page (pagemap_pmd_range() in fs/proc/task_mmu.c
-/// computes bit 56 for each page, the rest once for the leaf).
+/// One entry was read for each huge leaf. `exclusive` is then that of one of its pages; all
+/// else holds for every page (pagemap_pmd_range() in fs/proc/task_mmu.c computes bit 56
+/// for each page, the rest once for the leaf).
 inline constexpr std::uint8_t leaf_sampled = 16;
 }  // namespace page_bit
 
@@ -124,7 +124,8 @@ using VmaExtentSink = FunctionRef<bool(const Vma*, const Extent&)>;
 /// Everything in `range`, VMA by VMA: extents never cross a VMA's border, gaps are
 /// `unmapped`, blind VMAs `unseen`. `range` need not be aligned: it is widened to whole
 /// pages. The VMAs are read again after their pages; what moved in between is read once
-/// more, a bounded number of times, and is `changed` if it still moves.
+/// more, a bounded number of times, and is `changed` if it still moves. (A VMA that was
+/// replaced and put back exactly as before in between goes unnoticed.)
 /// Errors: process_changed if the process ended or exec'ed; what the sink got until then
 /// is right.
 VMEM_EXPORT Result<void> translate(const Process& process, Translator& translator,
