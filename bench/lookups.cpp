@@ -85,7 +85,8 @@ void one_address(benchmark::State& state, const std::string& workload) {
   };
   const auto entry = [&]() -> std::string {
     for (std::uint64_t i = 0; i < times; ++i) {
-      plain = plain_lookup(path.c_str(), address.value, page_size.bytes()) & ((std::uint64_t{1} << 55) - 1);
+      plain = plain_lookup(path.c_str(), address.value, page_size.bytes()) &
+              ((std::uint64_t{1} << 55) - 1);
     }
     return "";
   };
@@ -104,7 +105,8 @@ void frame_facts(benchmark::State& state, const std::string& workload) {
   auto walked = s->translator->walk({{memory.start}, {memory.end}}, {}, [&](const Extent& e) {
     if (e.state != PageState::resident) return true;
     runs.push_back(e);
-    for (std::uint64_t i = 0; i < root.page_size().pages(e.bytes); ++i) pfns.push_back(e.pfn.value + i);
+    for (std::uint64_t i = 0; i < root.page_size().pages(e.bytes); ++i)
+      pfns.push_back(e.pfn.value + i);
     return pfns.size() < most;
   });
   auto reader = FrameReader::open(root);
@@ -149,7 +151,8 @@ void frame_facts(benchmark::State& state, const std::string& workload) {
   const auto agree = [&] {
     std::uint8_t all = 0;
     for (const std::uint8_t fact : facts_of) all |= fact;
-    return known == all && (facts_of.empty() || facts_of[0] != FrameFacts::has_mapcount || sums[0] == mapcounts);
+    return known == all &&
+           (facts_of.empty() || facts_of[0] != FrameFacts::has_mapcount || sums[0] == mapcounts);
   };
   measure(state, {library, single, agree, pfns.size()});
   state.counters["frames"] = static_cast<double>(pfns.size());
@@ -159,7 +162,8 @@ void frame_facts(benchmark::State& state, const std::string& workload) {
 }  // namespace
 
 void register_lookups() {
-  const auto add = [](const char* name, auto function, const std::string& workload, int usual, benchmark::TimeUnit unit) {
+  const auto add = [](const char* name, auto function, const std::string& workload, int usual,
+                      benchmark::TimeUnit unit) {
     benchmark::RegisterBenchmark((workload + "/" + name).c_str(),
                                  [=](benchmark::State& state) { function(state, workload); })
         ->UseManualTime()

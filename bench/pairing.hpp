@@ -33,7 +33,9 @@ struct Subject {
   Target target;
   Process process;
   std::unique_ptr<Translator> translator;
-  std::string path(const char* name) const { return "/proc/" + std::to_string(target.pid()) + "/" + name; }
+  std::string path(const char* name) const {
+    return "/proc/" + std::to_string(target.pid()) + "/" + name;
+  }
 };
 /// Null, with the state's error set, where the machine cannot make the workload.
 Subject* subject(benchmark::State& state, const std::string& workload);

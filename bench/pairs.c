@@ -29,7 +29,7 @@ static long long now(void) {
   return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
-static struct run run(char **command, int null) {
+static struct run run(char** command, int null) {
   struct run result = {now(), 0, -1};
   const pid_t child = vfork();
   if (child < 0) {
@@ -54,8 +54,8 @@ static struct run run(char **command, int null) {
   return result;
 }
 
-int main(int argc, char **argv) {
-  char **commands[2] = {NULL, NULL};
+int main(int argc, char** argv) {
+  char** commands[2] = {NULL, NULL};
   int found = 0;
   for (int i = 2; i < argc; ++i) {
     if (strcmp(argv[i], "--") != 0) continue;
@@ -76,7 +76,8 @@ int main(int argc, char **argv) {
     const struct run a = run(commands[0], null);
     const struct run b = run(commands[1], null);
     if (i < 0) continue;
-    printf("%lld %ld %d %lld %ld %d\n", a.nanoseconds, a.peak_kib, a.status, b.nanoseconds, b.peak_kib, b.status);
+    printf("%lld %ld %d %lld %ld %d\n", a.nanoseconds, a.peak_kib, a.status, b.nanoseconds,
+           b.peak_kib, b.status);
     fflush(stdout);
   }
   return 0;

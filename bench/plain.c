@@ -8,7 +8,7 @@
 
 enum { batch = 8192 };
 
-int plain_pagemap(int fd, uint64_t start, uint64_t end, uint64_t page_size, struct plain_sum *sum) {
+int plain_pagemap(int fd, uint64_t start, uint64_t end, uint64_t page_size, struct plain_sum* sum) {
   uint64_t entries[batch];
   const struct plain_sum none = {0, 0, 0};
   *sum = none;
@@ -43,7 +43,7 @@ int64_t plain_read_all(int fd) {
   }
 }
 
-int plain_frames(const int *fds, size_t files, const uint64_t *pfns, size_t count, uint64_t *sums) {
+int plain_frames(const int* fds, size_t files, const uint64_t* pfns, size_t count, uint64_t* sums) {
   for (size_t file = 0; file < files; ++file) {
     sums[file] = 0;
     for (size_t i = 0; i < count; ++i) {
@@ -55,7 +55,7 @@ int plain_frames(const int *fds, size_t files, const uint64_t *pfns, size_t coun
   return 0;
 }
 
-uint64_t plain_lookup(const char *pagemap_path, uint64_t address, uint64_t page_size) {
+uint64_t plain_lookup(const char* pagemap_path, uint64_t address, uint64_t page_size) {
   uint64_t entry = 0;
   const int fd = open(pagemap_path, O_RDONLY | O_CLOEXEC);
   if (fd < 0) return 0;

@@ -9,7 +9,7 @@
 
 #include "plain.h"
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   if (argc != 4) {
     fprintf(stderr, "usage: vmem-bench-plain PID START END (hexadecimal addresses)\n");
     return 2;
@@ -23,6 +23,7 @@ int main(int argc, char **argv) {
     perror(path);
     return 2;
   }
-  printf("present %" PRIu64 " swapped %" PRIu64 " pfns %" PRIx64 "\n", sum.present, sum.swapped, sum.pfns);
+  printf("present %" PRIu64 " swapped %" PRIu64 " pfns %" PRIx64 "\n", sum.present, sum.swapped,
+         sum.pfns);
   return 0;
 }

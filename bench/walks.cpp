@@ -55,10 +55,12 @@ void all_pfns(benchmark::State& state, const std::string& workload, How how) {
     return result ? "" : to_string(result.error());
   };
   const auto loop = [&]() -> std::string {
-    const int result = plain_pagemap(plain_fd.get(), memory.start, memory.end, page_size.bytes(), &plain);
+    const int result =
+        plain_pagemap(plain_fd.get(), memory.start, memory.end, page_size.bytes(), &plain);
     return result == 0 ? "" : std::string("plain loop: ") + std::strerror(errno);
   };
-  measure(state, {library, loop, [&] { return std::memcmp(&ours.sum, &plain, sizeof plain) == 0; }});
+  measure(state,
+          {library, loop, [&] { return std::memcmp(&ours.sum, &plain, sizeof plain) == 0; }});
   state.counters["pages"] = static_cast<double>(plain.present);
 }
 
@@ -69,7 +71,8 @@ void plain_in_halves(benchmark::State& state, const std::string& workload) {
   const Fd fd{open(s->path("pagemap").c_str(), O_RDONLY | O_CLOEXEC)};
   const Memory memory = s->target.memory();
   const PageSize page_size = s->process.root().page_size();
-  const std::uint64_t middle = page_size.floor({memory.start + (memory.end - memory.start) / 2}).value;
+  const std::uint64_t middle =
+      page_size.floor({memory.start + (memory.end - memory.start) / 2}).value;
   plain_sum low{};
   plain_sum high{};
   plain_sum whole{};
@@ -84,7 +87,9 @@ void plain_in_halves(benchmark::State& state, const std::string& workload) {
     }
     return good ? "" : "plain loop failed";
   };
-  const auto one = [&]() -> std::string { return loop(memory.start, memory.end, whole) ? "" : "plain loop failed"; };
+  const auto one = [&]() -> std::string {
+    return loop(memory.start, memory.end, whole) ? "" : "plain loop failed";
+  };
   measure(state, {halves, one, [&] { return low.pfns + high.pfns == whole.pfns; }});
 }
 
@@ -100,7 +105,8 @@ void register_walks() {
   };
   add("anon", "walk, 1 thread", How::walk, 15);
   add("anon", "walk, 2 threads", How::walk_two_threads, 15);
-  benchmark::RegisterBenchmark("anon/plain loop, 2 threads", [](benchmark::State& state) { plain_in_halves(state, "anon"); })
+  benchmark::RegisterBenchmark("anon/plain loop, 2 threads",
+                               [](benchmark::State& state) { plain_in_halves(state, "anon"); })
       ->UseManualTime()
       ->Iterations(pairs(15))
       ->Unit(benchmark::kMillisecond);

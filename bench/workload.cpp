@@ -58,12 +58,13 @@ Memory range(void* start, std::uint64_t bytes) {
 
 /// A mapping that starts at a multiple of `alignment`.
 void* map(std::uint64_t bytes, std::uint64_t alignment, int protection, int flags) {
-  void* area = mmap(nullptr, bytes + alignment, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* area = mmap(nullptr, bytes + alignment, PROT_NONE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (area == MAP_FAILED) return MAP_FAILED;
   const auto at = (reinterpret_cast<std::uintptr_t>(area) + alignment - 1) / alignment * alignment;
   munmap(area, bytes + alignment);
-  return mmap(reinterpret_cast<void*>(at), bytes, protection, flags | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE,
-              -1, 0);
+  return mmap(reinterpret_cast<void*>(at), bytes, protection,
+              flags | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
 }
 
 /// A different word in each page, so that nothing merges them.
@@ -75,7 +76,8 @@ void touch(void* start, std::uint64_t bytes, std::uint64_t step) {
 Made make_anonymous(std::uint64_t bytes, int sharing, bool huge) {
   void* p = map(bytes, 2 * MiB, PROT_READ | PROT_WRITE, sharing);
   if (p == MAP_FAILED) return failed("mmap");
-  if (madvise(p, bytes, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE) != 0 && huge) return failed("madvise(MADV_HUGEPAGE)");
+  if (madvise(p, bytes, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE) != 0 && huge)
+    return failed("madvise(MADV_HUGEPAGE)");
   touch(p, bytes, page_size());
   if (!huge) return range(p, bytes);
   std::ifstream rollup{"/proc/self/smaps_rollup"};
@@ -113,9 +115,11 @@ Made make_hugetlb(std::uint64_t bytes) {
 
 Made make_file(std::uint64_t bytes) {
   const char* directory = std::getenv("TMPDIR");
-  const int fd = open(directory != nullptr ? directory : "/var/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+  const int fd =
+      open(directory != nullptr ? directory : "/var/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
   if (fd < 0) return failed("O_TMPFILE");
-  if (posix_fallocate(fd, 0, static_cast<off_t>(bytes)) != 0) return std::unexpected("no disk space");
+  if (posix_fallocate(fd, 0, static_cast<off_t>(bytes)) != 0)
+    return std::unexpected("no disk space");
   void* p = mmap(nullptr, bytes, PROT_READ, MAP_SHARED, fd, 0);
   if (p == MAP_FAILED) return failed("mmap");
   const auto* bytes_of = static_cast<const volatile char*>(p);
@@ -148,7 +152,8 @@ Made make_vmas(std::uint64_t count) {
   auto memory = make_anonymous(count * page, MAP_PRIVATE, false);
   if (!memory) return memory;
   for (std::uint64_t at = memory->start; at < memory->end; at += 2 * page) {
-    if (mprotect(reinterpret_cast<void*>(at), page, PROT_READ) != 0) return failed("mprotect (vm.max_map_count?)");
+    if (mprotect(reinterpret_cast<void*>(at), page, PROT_READ) != 0)
+      return failed("mprotect (vm.max_map_count?)");
   }
   return memory;
 }
@@ -167,7 +172,8 @@ std::expected<double, std::string> scale_from_environment() {
   char* end = nullptr;
   const double scale = std::strtod(text, &end);
   if (end == text || *end != '\0' || !(scale > 0) || scale > 1) {
-    return std::unexpected(std::string("VMEM_BENCH_SCALE: not a number over 0 and up to 1: ") + text);
+    return std::unexpected(std::string("VMEM_BENCH_SCALE: not a number over 0 and up to 1: ") +
+                           text);
   }
   return scale;
 }
@@ -236,7 +242,8 @@ std::expected<Target, std::string> Target::start(std::string_view name, double s
   target.control_ = control[1];
   std::string line;
   char piece[256];
-  for (ssize_t got = 0; (got = read(answer[0], piece, sizeof piece)) > 0 && !line.ends_with('\n');) {
+  for (ssize_t got = 0;
+       (got = read(answer[0], piece, sizeof piece)) > 0 && !line.ends_with('\n');) {
     line.append(piece, static_cast<std::size_t>(got));
     if (line.ends_with('\n')) break;
   }
@@ -252,7 +259,9 @@ std::expected<Target, std::string> Target::start(std::string_view name, double s
 }
 
 Target::Target(Target&& other) noexcept
-    : pid_(std::exchange(other.pid_, 0)), control_(std::exchange(other.control_, -1)), memory_(other.memory_) {}
+    : pid_(std::exchange(other.pid_, 0)),
+      control_(std::exchange(other.control_, -1)),
+      memory_(other.memory_) {}
 
 Target& Target::operator=(Target&& other) noexcept {
   if (this != &other) {
