@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cerrno>
+#include <charconv>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 
@@ -31,8 +32,23 @@ void Output::flush() {
   buffer_.clear();
 }
 
-std::string human_size(std::uint64_t bytes, bool plain) {
-  if (plain || bytes < 1024) return fmt::format("{}", bytes);
+void append_hex(std::string& text, std::uint64_t value) {
+  char digits[16];
+  const auto end = std::to_chars(digits, digits + sizeof digits, value, 16).ptr;
+  text.append("0x").append(digits, end);
+}
+
+void append_decimal(std::string& text, std::uint64_t value) {
+  char digits[20];
+  const auto end = std::to_chars(digits, digits + sizeof digits, value).ptr;
+  text.append(digits, end);
+}
+
+void append_size(std::string& text, std::uint64_t bytes, bool plain) {
+  if (plain || bytes < 1024) {
+    append_decimal(text, bytes);
+    return;
+  }
   constexpr std::string_view units = "KMGTPE";
   std::size_t unit = 0;
   std::uint64_t scale = 1024;
@@ -41,9 +57,16 @@ std::string human_size(std::uint64_t bytes, bool plain) {
     ++unit;
   }
   // Tenths, cut and not rounded: 1023.99M must not read as 1024.0M.
-  const std::uint64_t whole = bytes / scale;
-  const std::uint64_t tenth = (bytes % scale) / (scale / 1024) * 10 / 1024;
-  return fmt::format("{}.{}{}", whole, tenth, units[unit]);
+  append_decimal(text, bytes / scale);
+  text += '.';
+  append_decimal(text, (bytes % scale) / (scale / 1024) * 10 / 1024);
+  text += units[unit];
+}
+
+std::string human_size(std::uint64_t bytes, bool plain) {
+  std::string text;
+  append_size(text, bytes, plain);
+  return text;
 }
 
 std::string printable(std::string_view name) {

@@ -12,6 +12,11 @@
 
 namespace vmem::tools {
 
+// Rows are many and short: these append digits as they are made, which takes a tenth of
+// what a format string does.
+void append_hex(std::string& text, std::uint64_t value);  ///< "0x…"
+void append_decimal(std::string& text, std::uint64_t value);
+
 /// Standard output, written in whole lines: what an interrupt leaves behind is intact.
 class Output {
  public:
@@ -20,6 +25,8 @@ class Output {
     fmt::format_to(std::back_inserter(buffer_), format, std::forward<Args>(args)...);
   }
   void append(std::string_view text) { buffer_.append(text); }
+  void hex(std::uint64_t value) { append_hex(buffer_, value); }
+  void decimal(std::uint64_t value) { append_decimal(buffer_, value); }
   void pad(std::size_t spaces) { buffer_.append(spaces, ' '); }
 
   /// Ends a line; writes when enough has come together. False once writing has failed.
@@ -36,6 +43,7 @@ class Output {
 };
 
 /// "4.0K", "2.0M", or plain bytes.
+void append_size(std::string& text, std::uint64_t bytes, bool plain);
 std::string human_size(std::uint64_t bytes, bool plain);
 
 /// A name for a terminal: control characters as \n or \xNN and a backslash as \\, so that

@@ -186,18 +186,17 @@ void Table::heading() {
 bool Table::row(const Row& row) {
   for (std::size_t i = 0; i < columns_.size(); ++i) {
     const ColumnInfo& column = info(columns_[i]);
-    const std::string text = cell(columns_[i], row);
+    cell_.clear();
+    write_cell(columns_[i], row, cell_);
     const bool last = i + 1 == columns_.size();
     const bool colored = color_ && columns_[i] == Column::state;
+    const std::size_t padding = cell_.size() < column.width ? column.width - cell_.size() : 0;
+    if (column.right) out_.pad(padding);
     if (colored) out_.print("\033[{}m", color_of(row.extent.state));
-    if (column.right)
-      out_.print("{:>{}}", text, column.width);
-    else
-      out_.append(text);
+    out_.append(cell_);
     if (colored) out_.append("\033[0m");
     if (last) break;
-    if (!column.right && text.size() < column.width) out_.pad(column.width - text.size());
-    out_.append("  ");
+    out_.pad(column.right ? 2 : padding + 2);
   }
   return out_.end_line();
 }
@@ -239,74 +238,135 @@ bool Table::block(const Row& row) {
 }
 
 std::string Table::cell(Column column, const Row& row) {
+  std::string text;
+  write_cell(column, row, text);
+  return text;
+}
+
+void Table::write_cell(Column column, const Row& row, std::string& text) {
   const Extent& e = row.extent;
-  const bool resident = e.state == PageState::resident;
-  const bool hidden = e.state == PageState::hidden;
   const FrameFacts none;
   const FrameFacts& facts = row.frame != nullptr ? row.frame->facts : none;
+  const auto known = [&](std::uint8_t fact) { return (facts.known & fact) != 0; };
+  const auto physical_or = [&](auto&& write) {
+    if (e.state == PageState::resident)
+      write();
+    else
+      text += e.state == PageState::hidden ? "hidden" : "-";
+  };
   switch (column) {
     case Column::va:
-      return fmt::format("{:#x}", row.shown.value);
+      append_hex(text, row.shown.value);
+      return;
     case Column::end:
       // The last page of all ends at 2^64.
-      return e.end().value != 0 ? fmt::format("{:#x}", e.end().value) : "0x10000000000000000";
+      if (e.end().value != 0)
+        append_hex(text, e.end().value);
+      else
+        text += "0x10000000000000000";
+      return;
     case Column::size:
-      return human_size(e.bytes, bytes_);
+      append_size(text, e.bytes, bytes_);
+      return;
     case Column::state:
-      return std::string(to_string(e.state));
+      text += to_string(e.state);
+      return;
     case Column::pa:
-      return resident ? fmt::format("{:#x}", physical(row, page_size_)) : hidden ? "hidden" : "-";
+      physical_or([&] { append_hex(text, physical(row, page_size_)); });
+      return;
     case Column::pfn:
-      return resident ? fmt::format("{:#x}", e.pfn.value) : hidden ? "hidden" : "-";
+      physical_or([&] { append_hex(text, e.pfn.value); });
+      return;
     case Column::leaf:
-      return e.leaf_shift != 0 ? human_size(std::uint64_t{1} << e.leaf_shift, bytes_) : "-";
+      if (e.leaf_shift != 0)
+        append_size(text, std::uint64_t{1} << e.leaf_shift, bytes_);
+      else
+        text += '-';
+      return;
     case Column::bits:
-      return e.bits != 0 ? join_bits(e.bits, "") : "-";
+      text += e.bits != 0 ? join_bits(e.bits, "") : "-";
+      return;
     case Column::swap:
-      if (e.state != PageState::swapped) return "-";
-      return swap_known(e) ? fmt::format("{}:{:#x}", e.swap_type, e.swap_offset) : "hidden";
+      if (e.state != PageState::swapped)
+        text += '-';
+      else
+        text += swap_known(e) ? fmt::format("{}:{:#x}", e.swap_type, e.swap_offset) : "hidden";
+      return;
     case Column::backend:
-      return std::string(to_string(e.backend));
+      text += to_string(e.backend);
+      return;
     case Column::flags:
-      if ((facts.known & FrameFacts::has_flags) == 0) return "-";
-      return facts.flags != 0 ? join_flags(facts.flags, "") : "none";
+      if (!known(FrameFacts::has_flags))
+        text += '-';
+      else
+        text += facts.flags != 0 ? join_flags(facts.flags, "") : "none";
+      return;
     case Column::mapcount:
-      return (facts.known & FrameFacts::has_mapcount) != 0 ? fmt::format("{}", facts.mapcount)
-                                                           : "-";
+      if (known(FrameFacts::has_mapcount))
+        append_decimal(text, facts.mapcount);
+      else
+        text += '-';
+      return;
     case Column::memcg:
-      return (facts.known & FrameFacts::has_memcg) != 0 ? fmt::format("{}", facts.memcg_inode)
-                                                        : "-";
+      if (known(FrameFacts::has_memcg))
+        append_decimal(text, facts.memcg_inode);
+      else
+        text += '-';
+      return;
     case Column::node:
-      return row.frame != nullptr && row.frame->node ? fmt::format("{}", *row.frame->node) : "-";
+      if (row.frame != nullptr && row.frame->node)
+        append_decimal(text, *row.frame->node);
+      else
+        text += '-';
+      return;
     case Column::region:
-      return row.frame != nullptr && row.frame->region != nullptr ? printable(*row.frame->region)
-                                                                  : "-";
+      text += row.frame != nullptr && row.frame->region != nullptr ? printable(*row.frame->region)
+                                                                   : "-";
+      return;
     case Column::reason:
-      return e.reason != Reason::none ? std::string(to_string(e.reason)) : "-";
+      if (e.reason != Reason::none)
+        text += to_string(e.reason);
+      else
+        text += '-';
+      return;
     default:
       break;
   }
-  if (row.vma == nullptr) return "-";
+  if (row.vma == nullptr) {
+    text += '-';
+    return;
+  }
   const Vma& vma = *row.vma;
   switch (column) {
     case Column::perms:
-      return permissions(vma);
+      text += permissions(vma);
+      return;
     case Column::offset:
-      return fmt::format("{:08x}", vma.offset);
+      text += fmt::format("{:08x}", vma.offset);
+      return;
     case Column::dev:
-      return device_number(vma);
+      text += device_number(vma);
+      return;
     case Column::inode:
-      return fmt::format("{}", vma.inode);
+      append_decimal(text, vma.inode);
+      return;
     case Column::vma_class:
-      return std::string(to_string(details_.classification(vma).vma_class));
+      text += to_string(details_.classification(vma).vma_class);
+      return;
     case Column::kind:
-      return std::string(to_string(details_.classification(vma).kind));
+      text += to_string(details_.classification(vma).kind);
+      return;
     case Column::vmflags: {
       const auto& flags = details_.flags(vma);
-      return flags ? std::string(flags->text()) : "-";
+      if (flags)
+        text += flags->text();
+      else
+        text += '-';
+      return;
     }
     default:
-      return vma.path.empty() ? "-" : printable(vma.path);
+      text += vma.path.empty() ? "-" : printable(vma.path);
+      return;
   }
 }
 
@@ -372,22 +432,33 @@ bool JsonResults::row(const Row& row) {
   any_extent_ = true;
   newline();
   const Extent& e = row.extent;
-  out_.print(R"({{"va":"{:#x}","bytes":{},"state":"{}","reason":)", row.shown.value, e.bytes,
-             to_string(e.state));
+  out_.append(R"({"va":")");
+  out_.hex(row.shown.value);
+  out_.append(R"(","bytes":)");
+  out_.decimal(e.bytes);
+  out_.append(R"(,"state":")");
+  out_.append(to_string(e.state));
   if (e.reason == Reason::none)
-    out_.append("null");
+    out_.append(R"(","reason":null)");
   else
-    out_.print("\"{}\"", to_string(e.reason));
+    out_.print(R"(","reason":"{}")", to_string(e.reason));
   if (e.state == PageState::resident) {
-    out_.print(R"(,"pa":"{:#x}","pfn":"{:#x}")", physical(row, page_size_), e.pfn.value);
+    out_.append(R"(,"pa":")");
+    out_.hex(physical(row, page_size_));
+    out_.append(R"(","pfn":")");
+    out_.hex(e.pfn.value);
+    out_.append("\"");
   } else {
     out_.append(R"(,"pa":null,"pfn":null)");
   }
+  out_.append(R"(,"leaf_size":)");
   if (e.leaf_shift != 0)
-    out_.print(R"(,"leaf_size":{})", std::uint64_t{1} << e.leaf_shift);
+    out_.decimal(std::uint64_t{1} << e.leaf_shift);
   else
-    out_.append(R"(,"leaf_size":null)");
-  out_.print(R"(,"bits":[{}])", join_bits(e.bits, "\""));
+    out_.append("null");
+  out_.append(R"(,"bits":[)");
+  if (e.bits != 0) out_.append(join_bits(e.bits, "\""));
+  out_.append("]");
   if (row.frame == nullptr) {
     out_.append(R"(,"frame":null)");
   } else {
@@ -416,7 +487,9 @@ bool JsonResults::row(const Row& row) {
     out_.print(R"(,"swap":{{"type":{},"offset":{}}})", e.swap_type, e.swap_offset);
   else
     out_.append(R"(,"swap":{"type":null,"offset":null})");
-  out_.print(R"(,"backend":"{}"}})", to_string(e.backend));
+  out_.append(R"(,"backend":")");
+  out_.append(to_string(e.backend));
+  out_.append("\"}");
   return !out_.failed();
 }
 

@@ -102,12 +102,14 @@ class Table {
 
  private:
   std::string cell(Column column, const Row& row);
+  void write_cell(Column column, const Row& row, std::string& text);
   Output& out_;
   VmaDetails& details_;
   PageSize page_size_;
   std::vector<Column> columns_;
   bool bytes_;
   bool color_;
+  std::string cell_;  ///< kept for its memory
 };
 
 class JsonResults {

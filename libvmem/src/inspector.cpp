@@ -85,6 +85,7 @@ struct VmaInspector::State {
   std::uint32_t node_major = 0;
   std::uint32_t node_minor = 0;
   std::optional<bool> node;
+  std::vector<std::pair<std::string, std::optional<bool>>> own_mappings;
   VaRange hugetlb_range;
   std::optional<PageSize> hugetlb_size;
 
@@ -173,6 +174,29 @@ struct VmaInspector::State {
 
   PageSize page_size() const { return process->root().page_size(); }
 
+  /// Whether this kernel's mapping of that name is VM_PFNMAP: it is the same for every
+  /// process ([vvar] is on 6.18, and is not on 7.x), and our own smaps are short.
+  std::optional<bool> own_mapping_is_pfnmap(const std::string& name) {
+    if (process->root().recorded()) return {};
+    for (const auto& [known, pfnmap] : own_mappings) {
+      if (known == name) return pfnmap;
+    }
+    std::optional<bool> pfnmap;
+    if (const auto self = process->root().self()) {
+      if (auto reader = VmaReader::open(*self)) {
+        Vma vma;
+        for (auto more = reader->next(vma); more && *more; more = reader->next(vma)) {
+          if (vma.path != name) continue;
+          const auto entry = SmapsReader{*self}.find(vma.range.start);
+          if (entry && *entry && (*entry)->flags) pfnmap = (*entry)->flags->has("pf");
+          break;
+        }
+      }
+    }
+    own_mappings.emplace_back(name, pfnmap);
+    return pfnmap;
+  }
+
   /// Whether the mapped file is a character device; empty where that cannot be told.
   std::optional<bool> is_device_node(const Vma& vma) {
     if (node_inode != vma.inode || node_major != vma.dev_major || node_minor != vma.dev_minor) {
@@ -259,13 +283,13 @@ VmaInspector::Blindness VmaInspector::blindness(const Vma& vma) {
   bool device_like = false;
   if (vma.path.starts_with('/')) {
     VmaFacts facts;
-    s.add_mount(vma, facts);
     facts.device_node = s.is_device_node(vma);
     if (facts.device_node) {
       if (!*facts.device_node && device_path(vma.path) != DevicePath::pci)
         return Blindness::sighted;
       device_like = true;
     } else {
+      s.add_mount(vma, facts);
       const VmaClass by_name = vmem::classify(vma, facts, s.page_size()).vma_class;
       if (by_name == VmaClass::anonymous || by_name == VmaClass::hugepage)
         return Blindness::sighted;
@@ -278,6 +302,11 @@ VmaInspector::Blindness VmaInspector::blindness(const Vma& vma) {
       return Blindness::sighted;
     }
     device_like = true;
+  }
+  if (vma.path.starts_with("[vvar")) {
+    if (const auto pfnmap = s.own_mapping_is_pfnmap(vma.path)) {
+      return *pfnmap ? Blindness::pfnmap : Blindness::sighted;
+    }
   }
   if (const auto codes = flags(vma))
     return codes->has("pf") ? Blindness::pfnmap : Blindness::sighted;

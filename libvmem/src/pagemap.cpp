@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 /// The pagemap backend: one walk by one or two readers.
+#include <time.h>
+
 #include <algorithm>
-#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <system_error>
@@ -148,6 +149,12 @@ class SharedWalk {
   Slot ring_[slots];
 };
 
+double cpu_seconds() {
+  timespec now{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
+}
+
 class PagemapTranslator final : public Translator {
  public:
   PagemapTranslator(const Process& process, Fd fd) : process_(process), fd_(std::move(fd)) {}
@@ -169,11 +176,10 @@ class PagemapTranslator final : public Translator {
     if (options.threads > 1) {
       // A thread pays from some milliseconds of work on; how much there is shows only by
       // doing some of it.
-      constexpr auto alone = std::chrono::milliseconds(2);
-      const auto start = std::chrono::steady_clock::now();
+      constexpr double alone = 2e-3;  // seconds of our own, not of whoever else is running
+      const double start = cpu_seconds();
       const std::uint64_t chunk = reader.chunk_bytes();
-      while (open && range.bytes() > 2 * reader.stride() &&
-             std::chrono::steady_clock::now() - start < alone) {
+      while (open && range.bytes() > 2 * reader.stride() && cpu_seconds() - start < alone) {
         const VirtAddr end{(range.start.value + reader.stride()) / chunk * chunk};
         if (end <= range.start) break;
         if (auto read = reader.read({range.start, end}, add); !read) return read;

@@ -50,7 +50,7 @@ Result<std::optional<Vma>> vma_from(const Process& process, VirtAddr address) {
 /// What one VMA adds to what its pages said: blindness and the size of hugetlb leaves.
 class Finisher {
  public:
-  explicit Finisher(VmaInspector& inspector) : inspector_(inspector) {}
+  Finisher(VmaInspector& inspector, bool live) : inspector_(inspector), live_(live) {}
 
   /// `asked`: the part of the VMA that was walked.
   void finish(const Vma& vma, VaRange asked, Extent& extent) {
@@ -74,7 +74,7 @@ class Finisher {
           unseen(Reason::maybe_pfnmap);
           break;
       }
-    } else if (extent.state == PageState::resident || extent.state == PageState::hidden) {
+    } else if (may_be_small_hugetlb(extent)) {
       if (const auto size = inspector_.hugetlb_page_size(vma)) {
         extent.leaf_shift = static_cast<std::uint8_t>(size->shift());
       }
@@ -82,7 +82,18 @@ class Finisher {
   }
 
  private:
+  /// Whether the leaf size is in doubt: not told, or told as the base page where an
+  /// architecture has hugetlb pages below a PMD (arm64, riscv).
+  bool may_be_small_hugetlb(const Extent& extent) const {
+    if (extent.state != PageState::resident && extent.state != PageState::hidden) return false;
+#if defined(__x86_64__)
+    if (live_) return extent.leaf_shift == 0;
+#endif
+    return true;
+  }
+
   VmaInspector& inspector_;
+  bool live_;
 };
 
 class Walk {
@@ -91,7 +102,7 @@ class Walk {
        bool report_gaps, const WalkOptions& options, VmaExtentSink sink)
       : process_(process),
         translator_(translator),
-        finisher_(inspector),
+        finisher_(inspector, !process.root().recorded()),
         page_size_(process.root().page_size()),
         range_(range.end.value != 0 ? range
                                     : VaRange{range.start, VirtAddr{0} - page_size_.bytes()}),
@@ -399,7 +410,8 @@ Result<Translation> translate(const Process& process, Translator& translator,
       if (!again) return std::unexpected(std::move(again.error()));
       if (*again != vma) continue;
     }
-    Finisher{inspector}.finish(*vma, {page, page + page_size.bytes()}, extent);
+    Finisher{inspector, !process.root().recorded()}.finish(*vma, {page, page + page_size.bytes()},
+                                                           extent);
     return Translation{std::move(vma), extent};
   }
   extent = {.va = page,
