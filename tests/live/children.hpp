@@ -207,7 +207,7 @@ class FileDir {
   FileDir() {
     constexpr long tmpfs = 0x01021994;
     for (const char* parent : {"/tmp", "/var/tmp", "."}) {
-      struct statfs facts {};
+      struct statfs facts{};
       std::string name = std::string(parent) + "/vmem-live-XXXXXX";
       if (statfs(parent, &facts) == 0 && facts.f_type != tmpfs && mkdtemp(name.data())) {
         path_ = name;

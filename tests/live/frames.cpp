@@ -119,7 +119,7 @@ TEST_CASE("a batch says of each frame what a single read says") {
   // Bits that come and go by themselves: LOCKED REFERENCED UPTODATE DIRTY LRU ACTIVE
   // WRITEBACK RECLAIM IDLE and the kernel's own above.
   constexpr std::uint64_t steady = ~(bit(0) | bit(2) | bit(3) | bit(4) | bit(5) | bit(6) | bit(8) |
-                                     bit(9) | bit(25) | ~((bit(32)) - 1));
+                                     bit(9) | bit(25) | ~((bit(32))-1));
   std::uint64_t frames = 0;
   for (const Answer& a : answers) {
     if (!a.vma.path.empty()) continue;  // anonymous: nobody else uses the frames

@@ -196,7 +196,8 @@ TEST_CASE("leaf sizes agree with what smaps says of huge pages") {
     INFO(answers[i].vma.path << " " << hex(smaps[i].start));
     std::uint64_t huge = 0;
     for (const Extent& e : answers[i].extents) {
-      if (e.state == PageState::resident && e.leaf_shift == 21) huge += e.bytes / 1024;
+      const bool in_memory = e.state == PageState::resident || e.state == PageState::hidden;
+      if (in_memory && e.leaf_shift == 21) huge += e.bytes / 1024;
     }
     const auto& kb = smaps[i].kilobytes;
     if (kb.at("KernelPageSize") == 2048) {

@@ -11,7 +11,20 @@ using namespace vmem::test;
 
 namespace {
 
-constexpr std::uint64_t place = 0x200000000000;
+/// Large enough that a walk of it is still under way when it is disturbed.
+constexpr std::uint64_t large_pages = std::uint64_t{1} << 28;
+
+/// Where the children map. Reserved here and kept, so that nothing else is there in a child,
+/// whatever a sanitizer does with addresses.
+const std::uint64_t place = [] {
+  void* const at = mmap(nullptr, large_pages * base_page, PROT_NONE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (at == MAP_FAILED) throw std::runtime_error("reserving addresses");
+  return reinterpret_cast<std::uint64_t>(at);
+}();
+
+/// In a child: gives the reservation back, to begin with nothing.
+void clear_place() { munmap(reinterpret_cast<void*>(place), large_pages * base_page); }
 
 char* map_at(std::uint64_t at, std::uint64_t pages, int prot = PROT_READ | PROT_WRITE) {
   void* const got = mmap(reinterpret_cast<void*>(at), pages * base_page, prot,
@@ -19,9 +32,6 @@ char* map_at(std::uint64_t at, std::uint64_t pages, int prot = PROT_READ | PROT_
   if (got == MAP_FAILED) _exit(1);
   return static_cast<char*>(got);
 }
-
-/// Large enough that a walk of it is still under way when it is disturbed.
-constexpr std::uint64_t large_pages = std::uint64_t{1} << 28;
 
 /// Walks `range` until something ends it; every extent goes to `check`.
 Result<void> walk_all(const Process& process, VaRange range, unsigned threads,
@@ -44,6 +54,7 @@ bool ended(const Error& e) {
 /// One page written every 64: nothing for PAGEMAP_SCAN to skip, so reading takes long.
 Child sparse_child(std::uint64_t pages) {
   return fork_child([pages](const std::function<void()>& ready) {
+    clear_place();
     char* const at = map_at(place, pages);
     (void)madvise(at, pages * base_page, MADV_NOHUGEPAGE);
     for (std::uint64_t i = 0; i < pages; i += 64) at[i * base_page] = 1;
@@ -106,6 +117,7 @@ TEST_CASE("a process that replaces itself by exec is an error") {
       INFO("threads " << threads << ", exec after extent " << stop_after);
       constexpr std::uint64_t pages = 1 << 21;
       const Child child = fork_child([](const std::function<void()>& ready) {
+        clear_place();
         char* const at = map_at(place, pages);
         (void)madvise(at, pages * base_page, MADV_NOHUGEPAGE);
         for (std::uint64_t i = 0; i < pages; i += 64) at[i * base_page] = 1;
@@ -148,18 +160,22 @@ TEST_CASE("a process that replaces itself by exec is an error") {
 }
 
 TEST_CASE("a mapping that alternates between two states is told as one of them, or as changed") {
-  // Even turns: 256 pages, all written. Odd turns: half as long, read-only, untouched.
-  constexpr std::uint64_t pages = 256;
+  // One state: writable, long, populated. The other: read-only, short, never touched. The
+  // lengths go through 1000 values each: a VMA that is gone and comes back just as it was,
+  // with other pages in between, looks unchanged to every reader of maps.
+  constexpr std::uint64_t lengths = 1000;
   const Child child = fork_child([](const std::function<void()>& ready) {
-    std::memset(map_at(place, pages), 1, pages * base_page);
+    clear_place();
+    *map_at(place, lengths) = 1;
     ready();
-    for (;;) {
-      munmap(reinterpret_cast<void*>(place), pages * base_page);
-      map_at(place, pages / 2, PROT_READ);
+    for (std::uint64_t turn = 0;; ++turn) {
+      munmap(reinterpret_cast<void*>(place), 2 * lengths * base_page);
+      map_at(place, 1 + turn % lengths, PROT_READ);
       std::this_thread::sleep_for(std::chrono::microseconds(50));
-      munmap(reinterpret_cast<void*>(place), pages * base_page);
+      munmap(reinterpret_cast<void*>(place), 2 * lengths * base_page);
+      const std::uint64_t pages = lengths + 1 + turn % lengths;
       char* const at = map_at(place, pages);
-      (void)madvise(at, pages * base_page, MADV_POPULATE_WRITE);
+      (void)madvise(at, 64 * base_page, MADV_POPULATE_WRITE);
       std::this_thread::sleep_for(std::chrono::microseconds(50));
     }
   });
@@ -168,44 +184,51 @@ TEST_CASE("a mapping that alternates between two states is told as one of them, 
   REQUIRE(translator);
   VmaInspector inspector(process);
   std::map<std::string, unsigned> seen;
+  const VaRange range{{place}, {place + 2 * lengths * base_page}};
   const auto deadline = Clock::now() + std::chrono::seconds(8);
   while (Clock::now() < deadline) {
     std::uint64_t at = place;
-    const auto result =
-        translate(process, **translator, inspector, {{place}, {place + pages * base_page}}, {},
-                  [&](const Vma* vma, const Extent& e) {
-                    INFO(describe(e) << (vma == nullptr ? "" : " " + permissions(*vma)));
-                    CHECK(e.va.value == at);
-                    at = e.end().value;
-                    if (e.state == PageState::changed) {
-                      ++seen["changed"];
-                    } else if (vma == nullptr) {
-                      CHECK(e.state == PageState::unmapped);
-                      ++seen["unmapped"];
-                    } else if (vma->writable) {
-                      CHECK(vma->range == VaRange{{place}, {place + pages * base_page}});
-                      // Untouched for a moment after it was mapped.
-                      CHECK((e.state == PageState::resident || e.state == PageState::hidden ||
-                             e.state == PageState::absent));
-                      ++seen["long"];
-                    } else {
-                      CHECK(vma->range == VaRange{{place}, {place + pages / 2 * base_page}});
-                      CHECK(e.state == PageState::absent);
-                      ++seen["short"];
-                    }
-                    return true;
-                  });
+    const auto result = translate(
+        process, **translator, inspector, range, {}, [&](const Vma* vma, const Extent& e) {
+          INFO(describe(e) << (vma == nullptr ? "" : " " + permissions(*vma)));
+          CHECK(e.va.value == at);
+          at = e.end().value;
+          if (e.state == PageState::changed) {
+            ++seen["changed"];
+          } else if (vma == nullptr) {
+            CHECK(e.state == PageState::unmapped);
+            ++seen["unmapped"];
+          } else if (vma->writable) {
+            CHECK(vma->range.start.value == place);
+            CHECK(vma->range.bytes() >= lengths * base_page);
+            // Not populated for a moment after it was mapped, and never beyond page 64.
+            const bool populated = e.state == PageState::resident || e.state == PageState::hidden;
+            CHECK((populated || e.state == PageState::absent));
+            if (populated) CHECK(e.end().value <= place + 64 * base_page);
+            ++seen[populated ? "long, populated" : "long, absent"];
+          } else {
+            CHECK(vma->range.start.value == place);
+            CHECK(vma->range.bytes() <= lengths * base_page);
+            CHECK(e.state == PageState::absent);
+            ++seen["short"];
+          }
+          return true;
+        });
     REQUIRE(result);
-    CHECK(at == place + pages * base_page);
+    CHECK(at == range.end.value);
   }
-  for (const auto& [what, count] : seen) WARN(what << ": " << count << " extents");
-  CHECK(seen["long"] > 0);
+  for (const auto& [what, count] : seen) {
+    INFO(what << ": " << count << " extents");
+    CHECK(count > 0);
+  }
+  CHECK(seen["long, populated"] > 0);
   CHECK(seen["short"] > 0);
 }
 
 TEST_CASE("VMAs that come and go beside a still one do not disturb its answer") {
   constexpr std::uint64_t pages = 512;
   const Child child = fork_child([](const std::function<void()>& ready) {
+    clear_place();
     std::memset(map_at(place, pages), 1, pages * base_page);
     ready();
     for (std::uint64_t i = 0;; ++i) {
@@ -253,6 +276,7 @@ TEST_CASE("VMAs that come and go beside a still one do not disturb its answer") 
 
 TEST_CASE("one address of a mapping that alternates has one of its two answers") {
   const Child child = fork_child([](const std::function<void()>& ready) {
+    clear_place();
     *map_at(place, 1) = 1;
     ready();
     for (;;) {
@@ -292,6 +316,7 @@ TEST_CASE("one address of a mapping that alternates has one of its two answers")
 
 TEST_CASE("a huge reserved range can be walked while its process is killed") {
   Child child = fork_child([](const std::function<void()>& ready) {
+    clear_place();
     map_at(place, large_pages, PROT_NONE);
     ready();
     wait_for_ever();

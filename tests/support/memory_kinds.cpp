@@ -151,6 +151,8 @@ void thp_split() {
   char* const at = huge_pages(2);
   // One page given back: the kernel maps the rest of that huge page by 4 KiB entries.
   if (madvise(at + 7 * page, page, MADV_DONTNEED) != 0) skip("MADV_DONTNEED");
+  // khugepaged would put it together again, also in a stopped process.
+  if (madvise(at, 2 * huge, MADV_NOHUGEPAGE) != 0) skip("MADV_NOHUGEPAGE");
   say("thp-split", "anonymous", "anon", at, 2 * huge,
       "0+7=resident:4K,7+1=absent,8+504=resident:4K,512+512=resident:2M");
 }
