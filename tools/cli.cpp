@@ -196,6 +196,7 @@ Status finish_output(Output& out, Status status, const Messages& messages) {
   out.flush();
   if (!out.failed()) return status;
   if (out.error() == EPIPE) return Status::good;
+  if (out.error() == EINTR) return status;  // the signal is the answer
   messages.error(fmt::format("writing output: stdout: {}", std::strerror(out.error())));
   return Status::unanswered;
 }

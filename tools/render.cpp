@@ -13,6 +13,10 @@ namespace vmem::tools {
 
 bool Output::end_line() {
   buffer_.push_back('\n');
+  return relieve();
+}
+
+bool Output::relieve() {
   if (buffer_.size() >= (48 << 10)) flush();
   return error_ == 0;
 }
@@ -23,7 +27,7 @@ void Output::flush() {
   while (left != 0 && error_ == 0) {
     const ssize_t n = write(STDOUT_FILENO, p, left);
     if (n < 0) {
-      if (errno != EINTR) error_ = errno;
+      if (errno != EINTR || interrupted_()) error_ = errno;
       continue;
     }
     p += n;

@@ -20,6 +20,9 @@ void append_decimal(std::string& text, std::uint64_t value);
 /// Standard output, written in whole lines: what an interrupt leaves behind is intact.
 class Output {
  public:
+  /// `interrupted`: whether a write that a signal broke off is to be left so.
+  explicit Output(bool (*interrupted)()) : interrupted_(interrupted) {}
+
   template <class... Args>
   void print(fmt::format_string<Args...> format, Args&&... args) {
     fmt::format_to(std::back_inserter(buffer_), format, std::forward<Args>(args)...);
@@ -31,13 +34,15 @@ class Output {
 
   /// Ends a line; writes when enough has come together. False once writing has failed.
   bool end_line();
-  /// Writes what there is, whole lines only.
+  /// Within a line that has no bound (a JSON document): writes when enough has come together.
+  bool relieve();
   void flush();
 
   bool failed() const { return error_ != 0; }
   int error() const { return error_; }  ///< errno of the first failed write
 
  private:
+  bool (*interrupted_)();
   std::string buffer_;
   int error_ = 0;
 };

@@ -490,7 +490,7 @@ bool JsonResults::row(const Row& row) {
   out_.append(R"(,"backend":")");
   out_.append(to_string(e.backend));
   out_.append("\"}");
-  return !out_.failed();
+  return out_.relieve();
 }
 
 void JsonResults::end(std::string_view error) {

@@ -395,24 +395,34 @@ class Vtop {
     out_.flush();
   }
 
+  /// Reads a line without its newline. False at the end. Bytes beyond `longest` are dropped.
+  bool read_line(std::string& line, bool& too_long) {
+    constexpr std::size_t longest = 8192;
+    line.clear();
+    too_long = false;
+    int c = EOF;
+    while ((c = std::getc(stdin)) != EOF && c != '\n') {
+      if (line.size() < longest)
+        line.push_back(static_cast<char>(c));
+      else
+        too_long = true;
+    }
+    return (c == '\n' || !line.empty()) && !interrupted();
+  }
+
   void answer_stdin() {
     heading();
+    out_.flush();
     std::string line;
-    char piece[4096];
-    while (!interrupted() && !out_.failed() && std::fgets(piece, sizeof piece, stdin) != nullptr) {
-      line += piece;
-      if (!line.ends_with('\n')) {
-        if (line.size() < 65536 && std::feof(stdin) == 0) continue;
-        if (line.size() >= 65536) return fail("stdin: a line of over 65536 bytes");
-      }
-      if (line.ends_with('\n')) line.pop_back();
+    bool too_long = false;
+    while (!out_.failed() && read_line(line, too_long)) {
       if (line.ends_with('\r')) line.pop_back();
+      if (too_long) line = "(a line of over 8192 bytes)";
       if (options_.json)
         answer_document(line);
       else
         answer(line, false);
       out_.flush();
-      line.clear();
     }
     if (std::ferror(stdin) != 0 && !interrupted()) fail("reading stdin failed");
   }
@@ -576,7 +586,7 @@ class Vtop {
   const Messages messages_{"vtop"};
   VmaInspector inspector_;
   VmaDetails details_;
-  Output out_;
+  Output out_{interrupted};
   Table table_;
   std::optional<JsonResults> json_;
   std::optional<FrameReader> frames_;
