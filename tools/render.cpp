@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: MIT
 #include "render.hpp"
 
+#include <poll.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <charconv>
+#include <climits>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 
@@ -25,9 +28,19 @@ void Output::flush() {
   const char* p = buffer_.data();
   std::size_t left = buffer_.size();
   while (left != 0 && error_ == 0) {
-    const ssize_t n = write(STDOUT_FILENO, p, left);
+    std::size_t count = left;
+    if (interrupted_()) {
+      // No write may block any more: a pipe that polls writable takes PIPE_BUF bytes.
+      pollfd writable{.fd = STDOUT_FILENO, .events = POLLOUT, .revents = 0};
+      if (poll(&writable, 1, 0) != 1) {
+        error_ = EINTR;
+        break;
+      }
+      count = std::min<std::size_t>(count, PIPE_BUF);
+    }
+    const ssize_t n = write(STDOUT_FILENO, p, count);
     if (n < 0) {
-      if (errno != EINTR || interrupted_()) error_ = errno;
+      if (errno != EINTR) error_ = errno;
       continue;
     }
     p += n;
