@@ -72,6 +72,7 @@ class VmaDetails {
   explicit VmaDetails(VmaInspector& inspector) : inspector_(inspector) {}
   Classification classification(const Vma& vma);
   const std::optional<VmFlags>& flags(const Vma& vma);
+  void forget() { vma_.reset(); }
   /// Whether VMAs are asked about in the order of a walk. Out of order, smaps is read from
   /// its beginning for each: then it is left alone if many VMAs lie before.
   void in_order(bool yes) { most_ = yes ? SIZE_MAX : 4096; }

@@ -227,11 +227,16 @@ class Vtop {
 
   // ---- questions
 
+  void look_afresh() {
+    inspector_ = VmaInspector{process_};
+    details_.forget();
+  }
+
   WalkOptions walk_options() const {
     const unsigned threads = options_.threads != 0
                                  ? options_.threads
                                  : std::min(2U, std::thread::hardware_concurrency());
-    return {.threads = threads, .every_page = options_.pages};
+    return {.threads = threads, .every_page = options_.pages, .stop = interrupted};
   }
 
   void whole_process() {
@@ -416,6 +421,7 @@ class Vtop {
     std::string line;
     bool too_long = false;
     while (!out_.failed() && read_line(line, too_long)) {
+      look_afresh();  // the last answer may be long ago
       if (line.ends_with('\r')) line.pop_back();
       if (too_long) line = "(a line of over 8192 bytes)";
       if (options_.json)
@@ -500,7 +506,7 @@ class Vtop {
       heading();
     }
     for (std::uint64_t round = 0; !interrupted() && !out_.failed(); ++round) {
-      inspector_ = VmaInspector{process_};
+      look_afresh();
       auto now = look(questions);
       if (!now) return status_;
       compare(before, *now);

@@ -21,9 +21,9 @@ namespace {
 /// mmap_lock shared, so two preads do run at once.
 class SharedWalk {
  public:
-  SharedWalk(const Process& process, const Fd& fd, PagemapReader& reader, bool every_page,
-             VaRange range)
-      : process_(process), fd_(fd), reader_(reader), every_page_(every_page), range_(range) {}
+  SharedWalk(const Process& process, const Fd& fd, PagemapReader& reader,
+             const WalkOptions& options, VaRange range)
+      : process_(process), fd_(fd), reader_(reader), options_(options), range_(range) {}
 
   Result<void> run(ExtentSink sink) {
     std::jthread helper;
@@ -58,8 +58,9 @@ class SharedWalk {
     Slot& slot = ring_[claimed_ % slots];
     if (range_.empty() || slot.state != Slot::State::free) return nullptr;
     const std::uint64_t chunk = reader_.chunk_bytes();
-    const VirtAddr end{(range_.start.value + stride_) / chunk * chunk};
-    slot.range = {range_.start, std::min(end, range_.end)};
+    VirtAddr end = range_.end;
+    if (range_.bytes() > stride_) end = {(range_.start.value + stride_) / chunk * chunk};
+    slot.range = {range_.start, end};
     range_.start = slot.range.end;
     slot.state = Slot::State::reading;
     ++claimed_;
@@ -81,7 +82,7 @@ class SharedWalk {
   }
 
   void help() {
-    PagemapReader reader{process_, fd_, every_page_};
+    PagemapReader reader{process_, fd_, options_};
     std::unique_lock lock(mutex_);
     while (!stop_) {
       Slot* slot = claim();
@@ -101,6 +102,7 @@ class SharedWalk {
   Result<void> deliver(ExtentSink sink) {
     std::unique_lock lock(mutex_);
     for (std::size_t next = 0; next < claimed_ || !range_.empty(); ++next) {
+      if (options_.stopped()) return {};
       Slot& slot = ring_[next % slots];
       while (next >= claimed_ || slot.state != Slot::State::done) {
         Slot* const mine = claim();
@@ -119,6 +121,7 @@ class SharedWalk {
       else if (slot.runs.size() < capacity / 8)
         stride_ = std::min(stride_ * 2, std::uint64_t{1} << 40);
       lock.unlock();
+      if (options_.stopped()) return {};  // the piece may be short
       for (const Extent& run : slot.runs) {
         if (!sink(run)) return {};
       }
@@ -139,7 +142,7 @@ class SharedWalk {
   const Process& process_;
   const Fd& fd_;
   PagemapReader& reader_;
-  const bool every_page_;
+  const WalkOptions options_;
   std::mutex mutex_;
   std::condition_variable changed_;
   VaRange range_;  ///< not given out yet
@@ -172,21 +175,22 @@ class PagemapTranslator final : public Translator {
   Result<void> read(VaRange range, const WalkOptions& options, ExtentBuilder& builder) {
     bool open = true;
     const auto add = [&](const Extent& run) { return open = builder.add(run); };
-    PagemapReader reader{process_, fd_, options.every_page};
+    PagemapReader reader{process_, fd_, options};
     if (options.threads > 1) {
       // A thread pays from some milliseconds of work on; how much there is shows only by
       // doing some of it.
       constexpr double alone = 2e-3;  // seconds of our own, not of whoever else is running
       const double start = cpu_seconds();
       const std::uint64_t chunk = reader.chunk_bytes();
-      while (open && range.bytes() > 2 * reader.stride() && cpu_seconds() - start < alone) {
+      while (open && !options.stopped() && range.bytes() > 2 * reader.stride() &&
+             cpu_seconds() - start < alone) {
         const VirtAddr end{(range.start.value + reader.stride()) / chunk * chunk};
         if (end <= range.start) break;
         if (auto read = reader.read({range.start, end}, add); !read) return read;
         range.start = end;
       }
       if (open && range.bytes() > 2 * reader.stride()) {
-        return SharedWalk{process_, fd_, reader, options.every_page, range}.run(add);
+        return SharedWalk{process_, fd_, reader, options, range}.run(add);
       }
     }
     return open ? reader.read(range, add) : Result<void>{};

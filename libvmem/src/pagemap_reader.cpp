@@ -31,13 +31,14 @@ constexpr std::uint64_t page_is_huge = 1 << 6;     // a PMD leaf, or any hugetlb
 constexpr std::uint64_t bridged_pages = 128;
 /// Up to here a scan is not worth its system call.
 constexpr std::uint64_t small_pages = 1024;
-/// A scan stops after this many pages: the bound of what it costs if they prove dense.
+/// A scan stops after this many pages: the bound of what it costs if they prove dense. The
+/// first of a range stops at small_pages.
 constexpr std::uint64_t scanned_pages = 32768;
 constexpr std::uint64_t largest_window = std::uint64_t{1} << 40;
 
 }  // namespace
 
-PagemapReader::PagemapReader(const Process& process, const Fd& fd, bool every_page)
+PagemapReader::PagemapReader(const Process& process, const Fd& fd, const WalkOptions& options)
     : process_(process),
       fd_(fd),
       page_size_(process.root().page_size()),
@@ -46,18 +47,20 @@ PagemapReader::PagemapReader(const Process& process, const Fd& fd, bool every_pa
       recorded_(process.root().recorded()),
       seeks_holes_(recorded_),
       proven_(process.root().pfn_access() == PfnAccess::full),
-      every_page_(every_page),
-      window_(chunk_bytes_) {}
+      every_page_(options.every_page),
+      stop_(options.stop),
+      window_(chunk_bytes_),
+      scan_pages_(small_pages) {}
 
 Result<void> PagemapReader::read(VaRange range, ExtentSink sink) {
   sink_ = &sink;
   open_ = true;
-  while (open_ && !range.empty()) {
+  while (open_ && !range.empty() && !(stop_ != nullptr && stop_())) {
     VirtAddr end = range.end;
     const bool small = range.bytes() <= small_pages * page_size_.bytes();
     if (small || dense_ || (!can_scan_ && !seeks_holes_)) {
       // Cut at multiples of the chunk, so that no huge leaf lies across two.
-      end = std::min(end, VirtAddr{(range.start.value / chunk_bytes_ + 1) * chunk_bytes_});
+      end = chunk_end(range, chunk_bytes_);
       populated_ = huge_ = 0;
       if (auto read = read_outright({range.start, end}, std::nullopt); !read) return read;
       if (!small)
@@ -78,7 +81,7 @@ Result<void> PagemapReader::read(VaRange range, ExtentSink sink) {
 Result<VirtAddr> PagemapReader::read_by_scan(VaRange window) {
   if (!regions_) regions_ = std::make_unique_for_overwrite<Region[]>(max_regions);
   const auto scanned =
-      seeks_holes_ ? next_data(window) : scan(window, scanned_pages, {regions_.get(), max_regions});
+      seeks_holes_ ? next_data(window) : scan(window, scan_pages_, {regions_.get(), max_regions});
   if (!scanned) return window.start;
 
   const std::span<const Region> regions{regions_.get(), scanned->regions};
@@ -89,11 +92,13 @@ Result<VirtAddr> PagemapReader::read_by_scan(VaRange window) {
       found += page_size_.pages(region.end - region.start);
   }
   if (!seeks_holes_) {
-    if (found * 8 >= total && total > small_pages) {
+    if (found * 8 >= total && total >= small_pages) {
       dense_ = true;
       window_ = chunk_bytes_;
+      scan_pages_ = small_pages;
       return window.start;
     }
+    scan_pages_ = std::min(scan_pages_ * 4, scanned_pages);
     if (scanned->end == window.end) window_ = std::min(window_ * 2, largest_window);
   }
 
@@ -123,8 +128,7 @@ Result<VirtAddr> PagemapReader::read_by_scan(VaRange window) {
 /// empty where that is not known.
 Result<void> PagemapReader::read_outright(VaRange range, std::optional<unsigned> leaf_shift) {
   while (open_ && !range.empty()) {
-    const VirtAddr boundary{(range.start.value / chunk_bytes_ + 1) * chunk_bytes_};
-    const VaRange part{range.start, std::min(range.end, boundary)};
+    const VaRange part{range.start, chunk_end(range, chunk_bytes_)};
     const std::size_t count = page_size_.pages(part.bytes());
     const std::size_t bytes = count * sizeof entries_[0];
     if (count > capacity_) {  // one page for a lookup, else a chunk at once
@@ -164,8 +168,8 @@ void PagemapReader::decode_blocks(VaRange range) {
   std::size_t pending = 0;  // base pages from here to `at`
   for (std::size_t at = 0; at < total && open_;) {
     const VirtAddr va = range.start + (at << page_size_.shift());
-    const VirtAddr block_end = pmd_size_.floor(va) + pmd_size_.bytes();
-    const std::size_t count = page_size_.pages(std::min(block_end, range.end) - va);
+    const std::size_t count = std::min<std::size_t>(
+        total - at, page_size_.pages(pmd_size_.bytes() - pmd_size_.offset(va)));
     if (is_candidate(va, at, count)) {
       decode_runs(range.start + (pending << page_size_.shift()), pending, at - pending,
                   page_size_.shift());
@@ -382,21 +386,26 @@ std::optional<PagemapReader::Scan> PagemapReader::next_data(VaRange range) {
   const auto address = [&](off_t offset) {
     return VirtAddr{static_cast<std::uint64_t>(offset) / 8 << page_size_.shift()};
   };
+  const off_t range_end = position(range.end);
   const off_t data = lseek(fd_.get(), position(range.start), SEEK_DATA);
+  const int no_data = data < 0 ? errno : 0;
   if (data < 0) {
     // No more data: all holes, if the file reaches that far. Let a read tell.
     const off_t size = lseek(fd_.get(), 0, SEEK_END);
-    if (errno == ENXIO && size >= position(range.end)) return Scan{0, range.end};
+    if (no_data == ENXIO && size >= range_end) return Scan{0, range.end};
     seeks_holes_ = can_scan_ = false;
     return {};
   }
+  if (data >= range_end) return Scan{0, range.end};
   const VirtAddr start = std::max(range.start, pmd_size_.floor(address(data)));
-  if (start >= range.end) return Scan{0, range.end};
   const off_t hole = lseek(fd_.get(), data, SEEK_HOLE);
   // Widened to whole blocks, so that what is said of leaves does not depend on where the
   // file system puts its holes.
-  const VirtAddr end =
-      hole < 0 ? range.end : std::min(range.end, pmd_size_.ceil(address(hole + 7)));
+  VirtAddr end = range.end;
+  if (hole >= 0 && hole + 7 < range_end) {
+    const VirtAddr block_end = pmd_size_.ceil(address(hole + 7));
+    if (block_end > start) end = std::min(end, block_end);
+  }
   if (end <= start) {
     seeks_holes_ = can_scan_ = false;
     return {};

@@ -20,10 +20,17 @@ namespace vmem {
 /// sparse or shows huge leaves. A recorded file tells its holes by SEEK_DATA instead.
 class PagemapReader {
  public:
-  PagemapReader(const Process& process, const Fd& fd, bool every_page);
+  PagemapReader(const Process& process, const Fd& fd, const WalkOptions& options);
 
   /// Yields runs that tile `range` in order, until `sink` returns false.
   Result<void> read(VaRange range, ExtentSink sink);
+
+  /// The next multiple of the chunk above `range.start`, or the range's end if that is nearer
+  /// (the multiple may be 2^64).
+  static VirtAddr chunk_end(VaRange range, std::uint64_t chunk_bytes) {
+    const std::uint64_t rest = chunk_bytes - range.start.value % chunk_bytes;
+    return range.bytes() <= rest ? range.end : range.start + rest;
+  }
 
   /// A good number of bytes to ask for at a time: more where little is populated.
   std::uint64_t stride() const { return dense_ ? chunk_bytes_ : window_; }
@@ -64,9 +71,11 @@ class PagemapReader {
   bool seeks_holes_;  ///< a regular file: SEEK_DATA finds what is populated
   bool proven_;      ///< PFN 0 is a frame, not a hidden one
   bool every_page_;
+  bool (*stop_)();
   bool can_scan_ = true;
   bool dense_ = false;           ///< the last window was: read the next outright
   std::uint64_t window_;         ///< bytes to scan next
+  std::uint64_t scan_pages_;     ///< pages at which that scan stops
   std::uint64_t populated_ = 0;  ///< pages decoded that are not absent
   std::uint64_t huge_ = 0;       ///< of these, in huge leaves
   VaRange leaf_range_;           ///< the VMA that huge_leaf() asked about last

@@ -368,7 +368,7 @@ Result<Process> SysRoot::process(pid_t pid) const {
     return std::unexpected(Error{
         .code = Errc::no_user_memory, .what = "opening kernel thread", .path = process.path("")});
   }
-  if (stat->state == 'Z' || stat->state == 'X') {
+  if ((stat->state == 'Z' || stat->state == 'X') && !process.turn_to_living_thread()) {
     return std::unexpected(
         Error{.code = Errc::no_user_memory, .what = "opening zombie", .path = process.path("")});
   }
@@ -424,6 +424,25 @@ Result<Fd> Process::open_file(const char* name) const {
       error.hint = ptrace_hint;
   }
   return fd;
+}
+
+/// A process whose first thread has ended (pthread_exit in main) looks like a zombie, but
+/// lives on, and its memory with it, in the others: then one of these stands for it.
+bool Process::turn_to_living_thread() {
+  const auto threads = list("task");
+  if (!threads) return false;
+  for (const std::string& thread : *threads) {
+    const std::string name = "task/" + thread;
+    auto directory = open_in(directory_.get(), root_.recorded(), name.c_str(),
+                             O_RDONLY | O_DIRECTORY, path(name.c_str()));
+    if (!directory) continue;
+    const auto text = read_file((name + "/stat").c_str(), 1 << 16);
+    const auto stat = text ? parse_stat(*text) : std::nullopt;
+    if (!stat || stat->state == 'Z' || stat->state == 'X') continue;
+    directory_ = std::move(*directory);
+    return true;
+  }
+  return false;
 }
 
 Result<std::string> Process::read_file(const char* name, std::size_t limit) const {

@@ -207,6 +207,7 @@ class Walk {
       return true;
     });
     if (!result) return result;
+    if (options_.stopped()) open_ = false;
     return walked;
   }
 
@@ -285,6 +286,7 @@ class Walk {
         return got.size() < held_back || flush();
       });
       if (!walked) return walked;
+      if (options_.stopped()) open_ = false;
       if (!moved && failed && open_) flush();
       if (!failed || !open_) return failed;
       if (moved && --left > 0) {

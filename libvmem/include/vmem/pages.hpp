@@ -94,6 +94,11 @@ struct WalkOptions {
   unsigned threads = 1;
   /// Read the entry of every page, also in huge leaves: no leaf_sampled extents.
   bool every_page = false;
+  /// Asked now and then, from any of the threads, also while there is nothing to deliver;
+  /// true ends the walk as if the sink had. Once true it must stay so.
+  bool (*stop)() = nullptr;
+
+  bool stopped() const { return stop != nullptr && stop(); }
 };
 
 /// A source of page facts for one process: the library's only virtual interface.

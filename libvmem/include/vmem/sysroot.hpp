@@ -137,6 +137,7 @@ class VMEM_EXPORT Process {
  private:
   friend class SysRoot;
   explicit Process(SysRoot root) : root_(std::move(root)) {}
+  bool turn_to_living_thread();
   SysRoot root_;
   Fd directory_;
   pid_t pid_ = 0;
