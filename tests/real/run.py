@@ -15,23 +15,25 @@ import programs
 HUGE_PAGES = "/proc/sys/vm/nr_hugepages"
 
 
+def free_huge_pages():
+    with open("/proc/meminfo", encoding="ascii") as f:
+        return next(int(line.split()[1]) for line in f if line.startswith("HugePages_Free"))
+
+
 def need_huge_pages(count):
     """Raises the number of free 2 MiB pages; scripts/real-programs restores it."""
-    if count == 0:
-        return
-    with open(HUGE_PAGES, encoding="ascii") as f:
-        have = int(f.read())
-    with open("/proc/meminfo", encoding="ascii") as f:
-        free = next(int(line.split()[1]) for line in f if line.startswith("HugePages_Free"))
-    if free >= count:
-        return
-    try:
-        with open(HUGE_PAGES, "w", encoding="ascii") as f:
-            f.write(str(have + count - free))
-    except OSError as error:
-        raise programs.Unavailable(f"huge pages: {error}") from error
-    with open("/proc/meminfo", encoding="ascii") as f:
-        free = next(int(line.split()[1]) for line in f if line.startswith("HugePages_Free"))
+    for _ in range(5):  # Others may take some at the same time.
+        free = free_huge_pages()
+        if free >= count:
+            return
+        try:
+            with open(HUGE_PAGES, encoding="ascii") as f:
+                have = int(f.read())
+            with open(HUGE_PAGES, "w", encoding="ascii") as f:
+                f.write(str(have + count - free))
+        except OSError as error:
+            raise programs.Unavailable(f"huge pages: {error}") from error
+    free = free_huge_pages()
     if free < count:
         raise programs.Unavailable(f"{count} huge pages asked for, {free} to be had")
 
