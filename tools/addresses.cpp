@@ -80,10 +80,11 @@ std::expected<AddressExpression, std::string> parse_address(std::string_view tex
     if (left.empty() || !size) return std::unexpected("not START+LEN or FILE+OFFSET");
     if (const auto start = parse_hex(left)) {
       if (*size == 0) return std::unexpected("an empty range");
-      if (*size > UINT64_MAX - *start) return std::unexpected("the range ends above 2^64");
+      if (*size - 1 > UINT64_MAX - *start) return std::unexpected("the range ends above 2^64");
       result.form = Form::range;
       result.start = {*start};
-      result.end = {*start + *size};
+      result.end = {*start + (*size - 1)};
+      if (result.end.value != UINT64_MAX) result.end = result.end + 1;  // 2^64 has no value
       return result;
     }
     result.form = Form::file_offset;

@@ -99,6 +99,11 @@ bool swap_known(const Extent& e) {
   return e.state == PageState::swapped && e.reason == Reason::none;
 }
 
+/// A recorded file may hold a frame whose address 64 bits do not.
+bool addressable(const Extent& e, PageSize page_size) {
+  return e.pfn.value <= (UINT64_MAX >> page_size.shift());
+}
+
 /// The physical address of the byte asked for.
 std::uint64_t physical(const Row& row, PageSize page_size) {
   return page_size.address(row.extent.pfn).value + (row.shown - row.extent.va);
@@ -272,7 +277,12 @@ void Table::write_cell(Column column, const Row& row, std::string& text) {
       text += to_string(e.state);
       return;
     case Column::pa:
-      physical_or([&] { append_hex(text, physical(row, page_size_)); });
+      physical_or([&] {
+        if (addressable(e, page_size_))
+          append_hex(text, physical(row, page_size_));
+        else
+          text += '-';
+      });
       return;
     case Column::pfn:
       physical_or([&] { append_hex(text, e.pfn.value); });
@@ -443,9 +453,13 @@ bool JsonResults::row(const Row& row) {
   else
     out_.print(R"(","reason":"{}")", to_string(e.reason));
   if (e.state == PageState::resident) {
-    out_.append(R"(,"pa":")");
-    out_.hex(physical(row, page_size_));
-    out_.append(R"(","pfn":")");
+    if (addressable(e, page_size_)) {
+      out_.append(R"(,"pa":")");
+      out_.hex(physical(row, page_size_));
+      out_.append(R"(","pfn":")");
+    } else {
+      out_.append(R"(,"pa":null,"pfn":")");
+    }
     out_.hex(e.pfn.value);
     out_.append("\"");
   } else {

@@ -66,6 +66,7 @@ class Vtop {
 
   int run(const std::vector<std::string>& addresses) {
     if (options_.frames) open_frames();
+    standing_error_ = document_error_;
     if (options_.watch) return end(watch(addresses));
 
     const bool block = addresses.size() == 1 && addresses[0] != "-" && options_.columns.empty();
@@ -84,6 +85,7 @@ class Vtop {
       else
         answer(text, block);
     }
+    if (interrupted() && document_error_.empty()) document_error_ = "interrupted";
     if (options_.json && !batch) json_->end(document_error_);
     return end(status_);
   }
@@ -123,7 +125,7 @@ class Vtop {
   void begin_document(bool lines) {
     if (!json_) access_ = pfn_access(process_, translator_);
     json_.emplace(out_, details_, page_size_, lines);
-    document_error_.clear();
+    document_error_ = standing_error_;
     json_->begin(json_prologue("vtop", process_.root(), access_, translator_.backend()), process_);
   }
 
@@ -177,7 +179,10 @@ class Vtop {
       frames_.emplace(std::move(*reader));
     else
       fail(reader.error());
-    if (auto iomem = Iomem::read(process_.root())) iomem_ = std::move(*iomem);
+    if (auto iomem = Iomem::read(process_.root()))
+      iomem_ = std::move(*iomem);
+    else if (iomem.error().code == Errc::malformed)
+      fail(iomem.error());
     if (auto numa = NumaMap::read(process_.root())) numa_ = std::move(*numa);
   }
 
@@ -271,27 +276,28 @@ class Vtop {
       raise(Status::negative);
   }
 
+  /// What a single address in this state answers.
+  static Status status_of(PageState state) {
+    switch (state) {
+      case PageState::resident:
+        return Status::good;
+      case PageState::hidden:
+      case PageState::unseen:
+      case PageState::changed:
+        return Status::unanswered;
+      default:
+        return Status::negative;
+    }
+  }
+
   void address(VirtAddr asked, bool block) {
     auto translated = translate(process_, translator_, inspector_, asked);
     if (!translated) return fail(translated.error());
     const Extent& extent = translated->extent;
     const Vma* vma = translated->vma ? &*translated->vma : nullptr;
-    switch (extent.state) {
-      case PageState::resident:
-      case PageState::hidden:
-        break;
-      case PageState::unseen:
-        unseen_asked_ = true;
-        raise(Status::unanswered);
-        break;
-      case PageState::changed:
-        changed_asked_ = true;
-        raise(Status::unanswered);
-        break;
-      default:
-        raise(Status::negative);
-        break;
-    }
+    unseen_asked_ = unseen_asked_ || extent.state == PageState::unseen;
+    changed_asked_ = changed_asked_ || extent.state == PageState::changed;
+    raise(status_of(extent.state));
     if (!block) heading();
     details_.in_order(false);
     const Row row{vma, extent, asked};
@@ -460,12 +466,14 @@ class Vtop {
         auto translated = translate(process_, translator_, inspector_, va);
         if (!translated) return check(std::unexpected(std::move(translated.error())));
         now.push_back({std::move(translated->vma), translated->extent, va});
+        watched_ = std::max(watched_, status_of(translated->extent.state));
         return true;
       };
       const auto many = [&](VaRange r) {
         return check(translate(process_, translator_, inspector_, r, walk_options(), collect));
       };
       bool good = true;
+      bool found = true;
       switch (e.form) {
         case AddressExpression::Form::address:
           good = one(e.start);
@@ -474,10 +482,10 @@ class Vtop {
           good = many({e.start, e.end});
           break;
         case AddressExpression::Form::name:
-          for_each_named(e, [&](const Vma& vma) { return good = many(vma.range); });
+          found = for_each_named(e, [&](const Vma& vma) { return good = many(vma.range); });
           break;
         default:
-          for_each_named(e, [&](const Vma& vma) {
+          found = for_each_named(e, [&](const Vma& vma) {
             const bool file = e.form == AddressExpression::Form::file_offset;
             if (!file && e.offset >= vma.range.bytes()) return false;
             return good = one(vma.range.start + (file ? e.offset - vma.offset : e.offset));
@@ -485,6 +493,7 @@ class Vtop {
           break;
       }
       if (!good || interrupted()) return {};
+      if (!found) watched_ = std::max(watched_, Status::negative);
     }
     return now;
   }
@@ -505,8 +514,13 @@ class Vtop {
       out_.print("{:<12}  ", "TIME");
       heading();
     }
+    if (options_.frames) {
+      fail("--frames and --watch do not go together");
+      return status_;
+    }
     for (std::uint64_t round = 0; !interrupted() && !out_.failed(); ++round) {
       look_afresh();
+      watched_ = Status::good;
       auto now = look(questions);
       if (!now) return status_;
       compare(before, *now);
@@ -516,7 +530,7 @@ class Vtop {
       const auto wait = std::chrono::duration<double>(*options_.watch);
       poll(nullptr, 0, static_cast<int>(std::min(wait.count() * 1000, 2e9)));
     }
-    return status_;
+    return std::max(status_, watched_);
   }
 
   static bool same(const Watched& a, const Watched& b) {
@@ -601,6 +615,8 @@ class Vtop {
   PfnAccess access_ = PfnAccess::unknown;
   Status status_ = Status::good;
   std::string document_error_;  ///< the first error since the JSON document began
+  std::string standing_error_;  ///< what is wrong with every document
+  Status watched_ = Status::good;  ///< of the single addresses at the last look
   bool headed_ = false;
   bool hidden_seen_ = false;
   bool unseen_asked_ = false;

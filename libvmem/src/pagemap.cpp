@@ -3,8 +3,10 @@
 #include <time.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <condition_variable>
 #include <mutex>
+#include <new>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -32,16 +34,21 @@ class SharedWalk {
     } catch (const std::system_error&) {
       return reader_.read(range_, sink);  // no second thread to be had: alone, then
     }
-    auto result = deliver(sink);
-    {
-      const std::scoped_lock lock(mutex_);
-      stop_ = true;
-    }
-    changed_.notify_all();
-    return result;
+    const Stopper stopper{*this};  // before the join, also if the sink throws
+    return deliver(sink);
   }
 
  private:
+  struct Stopper {
+    SharedWalk& walk;
+    ~Stopper() {
+      {
+        const std::scoped_lock lock(walk.mutex_);
+        walk.stop_ = true;
+      }
+      walk.changed_.notify_all();
+    }
+  };
   static constexpr std::size_t capacity = 8192;  // runs held for a piece
   static constexpr std::size_t slots = 4;
 
@@ -67,18 +74,23 @@ class SharedWalk {
     return &slot;
   }
 
+  /// Never throws: one of the two threads has nobody to catch it.
   static void fill(Slot& slot, PagemapReader& reader) {
-    slot.runs.clear();
-    slot.runs.reserve(capacity);
     slot.reached = slot.range.end;
-    slot.result = reader.read(slot.range, [&](const Extent& run) {
-      if (slot.runs.size() == capacity) {
-        slot.reached = run.va;
-        return false;
-      }
-      slot.runs.push_back(run);
-      return true;
-    });
+    slot.runs.clear();
+    try {
+      slot.runs.reserve(capacity);
+      slot.result = reader.read(slot.range, [&](const Extent& run) {
+        if (slot.runs.size() == capacity) {
+          slot.reached = run.va;
+          return false;
+        }
+        slot.runs.push_back(run);
+        return true;
+      });
+    } catch (const std::bad_alloc&) {
+      slot.result = failed(ENOMEM, "reading pagemap", {});
+    }
   }
 
   void help() {

@@ -171,6 +171,8 @@ struct Stat {
   char state = '?';
   std::uint64_t flags = 0;       ///< field 9, PF_* of include/linux/sched.h
   std::uint64_t start_time = 0;  ///< field 22
+  /// Of fields 26 to 28, where code and stack begin: another program has others.
+  std::uint64_t layout = 0;
 };
 
 std::optional<Stat> parse_stat(std::string_view text) {
@@ -180,9 +182,12 @@ std::optional<Stat> parse_stat(std::string_view text) {
   Stat stat;
   stat.comm = text.substr(open + 1, close - open - 1);
   text.remove_prefix(close + 1);
-  for (int field = 3; field <= 22; ++field) {
+  for (int field = 3; field <= 28; ++field) {
     const std::size_t start = text.find_first_not_of(" \n");
-    if (start == std::string_view::npos) return {};
+    if (start == std::string_view::npos) {
+      if (field > 22) break;
+      return {};
+    }
     text.remove_prefix(start);
     const std::string_view word = text.substr(0, text.find_first_of(" \n"));
     text.remove_prefix(word.size());
@@ -192,6 +197,7 @@ std::optional<Stat> parse_stat(std::string_view text) {
       if (!value) return {};
       (field == 9 ? stat.flags : stat.start_time) = *value;
     }
+    if (field >= 26) stat.layout = stat.layout * 1000003 + parse_number(word).value_or(0);
   }
   return stat;
 }
@@ -364,6 +370,7 @@ Result<Process> SysRoot::process(pid_t pid) const {
   if (!stat) return fail(Errc::malformed, "reading", process.path("stat"));
   process.comm_ = stat->comm;
   process.start_time_ = stat->start_time;
+  process.layout_ = stat->layout;
   if ((stat->flags & pf_kthread) != 0) {
     return std::unexpected(Error{
         .code = Errc::no_user_memory, .what = "opening kernel thread", .path = process.path("")});
@@ -465,7 +472,12 @@ Result<void> Process::check_alive() const {
     auto text = read_whole(fd, 1 << 16, path("stat"));
     if (text) {
       const auto stat = parse_stat(*text);
-      if (stat && stat->state != 'Z' && stat->state != 'X') return {};
+      if (stat && stat->state != 'Z' && stat->state != 'X') {
+        // A process whose old address space is still shared with a child (vfork) can exec
+        // and leave descriptors of the old one readable.
+        if (stat->layout == layout_) return {};
+        return fail(Errc::process_changed, "reading process", path(""));
+      }
     }
   }
   return std::unexpected(
@@ -478,9 +490,11 @@ std::optional<std::uint32_t> Process::mapped_file_mode(VaRange range) const {
   std::snprintf(name, sizeof name, "map_files/%llx-%llx",
                 static_cast<unsigned long long>(range.start.value),
                 static_cast<unsigned long long>(range.end.value));
-  struct stat info{};
-  if (fstatat(directory_.get(), name, &info, 0) != 0) return {};
-  return info.st_mode;
+  // Not to be asked of the file's server, which may be a dead one (FUSE, NFS).
+  struct statx info{};
+  if (statx(directory_.get(), name, AT_STATX_DONT_SYNC, STATX_TYPE, &info) != 0) return {};
+  if ((info.stx_mask & STATX_TYPE) == 0) return {};
+  return info.stx_mode;
 }
 
 }  // namespace vmem

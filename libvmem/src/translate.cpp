@@ -316,6 +316,7 @@ class Walk {
 
   void emit_gap(VirtAddr end, std::uint64_t tail = 0) {
     if (!open_ || (cursor_ >= end && tail == 0)) return;
+    if (cursor_.value == 0) tail &= end - cursor_ + tail;  // all of 2^64 bytes: less a page
     open_ = sink_(nullptr, {.va = cursor_,
                             .bytes = end - cursor_ + tail,
                             .state = PageState::unmapped,
@@ -329,9 +330,10 @@ class Walk {
     if (!live_) return {};
     if (any_page_) {
       const VaRange page{*any_page_, *any_page_ + page_size_.bytes()};
-      return translator_.walk(page, {}, [](const Extent&) { return true; });
+      auto walked = translator_.walk(page, {}, [](const Extent&) { return true; });
+      if (!walked) return walked;
     }
-    if (auto alive = process_.check_alive(); !alive) return alive;
+    if (auto alive = process_.check_alive(); !alive || any_page_) return alive;
     return fail(Errc::no_user_memory, "reading maps", process_.path("maps"));
   }
 
@@ -411,6 +413,9 @@ Result<Translation> translate(const Process& process, Translator& translator,
       auto again = find_vma(process, page);
       if (!again) return std::unexpected(std::move(again.error()));
       if (*again != vma) continue;
+      if (auto alive = process.check_alive(); !alive) {
+        return std::unexpected(std::move(alive.error()));
+      }
     }
     Finisher{inspector, !process.root().recorded()}.finish(*vma, {page, page + page_size.bytes()},
                                                            extent);

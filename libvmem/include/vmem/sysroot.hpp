@@ -126,7 +126,8 @@ class VMEM_EXPORT Process {
   /// "/proc/PID/name", for messages.
   std::string path(const char* name) const;
 
-  /// An error unless the process still lives and is the same one.
+  /// An error unless the process still lives (no_process) and runs the program that it ran
+  /// when it was opened (process_changed).
   Result<void> check_alive() const;
 
   /// The mode (S_IFMT and permission bits) of the file behind the mapping at
@@ -143,6 +144,7 @@ class VMEM_EXPORT Process {
   pid_t pid_ = 0;
   std::string comm_;
   std::optional<std::uint64_t> start_time_;
+  std::uint64_t layout_ = 0;
 };
 
 /// preads until `bytes` are there, end of file, or an error. Returns the bytes read.
