@@ -31,6 +31,12 @@ class StoppedChild {
       auto* const shared = static_cast<char*>(
           mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
       for (std::size_t i = 0; i < size; i += 3 * 4096) memory[i] = shared[i] = 'x';
+      // Large enough to be scanned before it is read.
+      constexpr std::size_t sparse_size = std::size_t{3} << 30;
+      auto* const sparse =
+          static_cast<char*>(mmap(nullptr, sparse_size, PROT_READ | PROT_WRITE,
+                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+      for (std::size_t i = 0; i < sparse_size; i += 100 << 20) sparse[i] = 'x';
       std::strcpy(memory + 64, "a secret of the process's memory");
       raise(SIGSTOP);
       _exit(0);

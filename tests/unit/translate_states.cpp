@@ -244,8 +244,9 @@ TEST_CASE("a pagemap that ends too early is an error, not a hole") {
         reached = e.end().value;
         return true;
       });
-  CHECK_FALSE(result);
-  CHECK(reached <= 0x10018000);
+  REQUIRE_FALSE(result);
+  CHECK(result.error().address == 0x10018000);
+  CHECK(reached == 0x10018000);
 }
 
 TEST_CASE("an empty pagemap and a missing one are errors") {
