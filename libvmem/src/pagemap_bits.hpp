@@ -5,7 +5,6 @@
 
 #include <cstdint>
 
-#include "vmem/pages.hpp"
 #include "vmem/types.hpp"
 
 namespace vmem::pagemap {
@@ -24,15 +23,6 @@ constexpr Pfn pfn(std::uint64_t entry) { return {entry & pfn_mask}; }
 constexpr std::uint8_t swap_type(std::uint64_t entry) { return entry & 31; }
 constexpr std::uint64_t swap_offset(std::uint64_t entry) { return (entry & pfn_mask) >> 5; }
 
-/// Soft-dirty, exclusive and uffd-wp are neighbours in the entry and in page_bit.
-constexpr std::uint8_t bits(std::uint64_t entry) {
-  return static_cast<std::uint8_t>(((entry >> 55) & 7) | ((entry >> (61 - 3)) & 8));
-}
-static_assert(bits(bit_soft_dirty) == page_bit::soft_dirty);
-static_assert(bits(bit_exclusive) == page_bit::exclusive);
-static_assert(bits(bit_uffd_wp) == page_bit::uffd_wp);
-static_assert(bits(bit_file) == page_bit::file);
-
 // Swap types above the swap areas' own are the kernel's (include/linux/swap.h). How many
 // there are depends on its configuration, 9 at most: 4 device-private, 3 migration,
 // 1 poison, 1 for markers, which is the last (31). A type below 23 is always a swap area.
@@ -42,51 +32,5 @@ inline constexpr std::uint8_t first_special_type = 23;
 inline constexpr std::uint64_t marker_uffd_wp = 1;
 inline constexpr std::uint64_t marker_poisoned = 2;
 inline constexpr std::uint64_t marker_guard = 4;
-
-/// What an entry says, of one page: everything but the address.
-struct Decoded {
-  PageState state = PageState::absent;
-  Reason reason = Reason::none;
-  std::uint8_t bits = 0;
-  std::uint8_t swap_type = 0;
-  std::uint64_t value = 0;  ///< PFN or swap offset
-};
-
-/// `proven`: this reader is known to be shown PFNs, so that PFN 0 is frame 0; otherwise a
-/// zero field means that it is hidden.
-constexpr Decoded decode(std::uint64_t entry, bool proven) {
-  Decoded d;
-  d.bits = bits(entry);
-  if (present(entry)) {
-    d.value = pfn(entry).value;
-    d.state = d.value != 0 || proven ? PageState::resident : PageState::hidden;
-  } else if ((entry & bit_guard) != 0) {
-    d.state = PageState::guard;
-  } else if ((entry & bit_swap) != 0) {
-    const std::uint8_t type = swap_type(entry);
-    const std::uint64_t offset = swap_offset(entry);
-    if (!proven && (entry & pfn_mask) == 0) {
-      d.state = PageState::swapped;
-      d.reason = Reason::swap_fields_hidden;
-    } else if (type == marker_type) {
-      // Guard regions are older (6.13) than their pagemap bit (6.15).
-      d.state = offset == marker_guard ? PageState::guard : PageState::special;
-      if (offset == marker_uffd_wp)
-        d.reason = Reason::uffd_wp_marker;
-      else if (offset == marker_poisoned)
-        d.reason = Reason::poison_marker;
-      else if (offset != marker_guard)
-        d.reason = Reason::other_marker;
-    } else if (type >= first_special_type) {
-      d.state = PageState::special;
-      d.reason = Reason::migration_or_device;
-    } else {
-      d.state = PageState::swapped;
-      d.swap_type = type;
-      d.value = offset;
-    }
-  }
-  return d;
-}
 
 }  // namespace vmem::pagemap

@@ -9,7 +9,7 @@
 
 #include "errors.hpp"
 #include "extent_builder.hpp"
-#include "pagemap_bits.hpp"
+#include "pagemap_decode.hpp"
 #include "vma_query.hpp"
 
 namespace vmem {

@@ -221,7 +221,9 @@ std::string NaiveTwin::check_translate(VaRange range, const std::vector<VmaExten
   const std::uint64_t first = range.start.value / p * p;
   // 0 stands for 2^64: the last page of all belongs to a range that reaches into it.
   const std::uint64_t last = (range.end.value + p - 1) / p * p;
-  const auto up_to_last = [last](std::uint64_t end) { return last == 0 ? end : std::min(last, end); };
+  const auto up_to_last = [last](std::uint64_t end) {
+    return last == 0 ? end : std::min(last, end);
+  };
   std::uint64_t cursor = first;
   for (std::size_t i = 0; i < extents.size(); ++i) {
     const auto& [vma_start, extent] = extents[i];

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT
-#include "pagemap_bits.hpp"
-
 #include <random>
 
+#include "pagemap_decode.hpp"
 #include "support/catch.hpp"
 #include "support/naive_twin.hpp"
 
