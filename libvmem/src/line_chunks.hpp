@@ -26,13 +26,13 @@ class LineChunks {
   /// The next whole lines, valid until the next call; empty at the end. The last line of
   /// a file may lack its newline.
   Result<std::string_view> next() {
-    if (!buffer_) buffer_ = std::make_unique_for_overwrite<char[]>(size_);
+    if (!buffer_) buffer_ = std::make_unique_for_overwrite<char[]>(capacity);
     std::memmove(buffer_.get(), buffer_.get() + used_, filled_ - used_);
     offset_ += used_;
     filled_ -= used_;
     used_ = 0;
     for (;;) {
-      const ssize_t n = ::read(fd_.get(), buffer_.get() + filled_, size_ - filled_);
+      const ssize_t n = ::read(fd_.get(), buffer_.get() + filled_, capacity - filled_);
       if (n < 0 && errno == EINTR) continue;
       if (n < 0) {
         Error error = make_error(errno, "reading", path_);
@@ -50,7 +50,7 @@ class LineChunks {
         break;
       }
       // No line the kernel writes is this long: four times PATH_MAX, all escaped.
-      if (filled_ == size_) return fail(Errc::malformed, "reading (line too long)", path_);
+      if (filled_ == capacity) return fail(Errc::malformed, "reading (line too long)", path_);
     }
     return std::string_view(buffer_.get(), used_);
   }
@@ -60,7 +60,7 @@ class LineChunks {
   const std::string& path() const { return path_; }
 
  private:
-  static constexpr std::size_t size_ = 64 << 10;
+  static constexpr std::size_t capacity = 64 << 10;
   Fd fd_;
   std::string path_;
   std::unique_ptr<char[]> buffer_;

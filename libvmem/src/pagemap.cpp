@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MIT
 /// The pagemap backend: one walk by one or two readers.
-#include <time.h>
-
 #include <algorithm>
 #include <cerrno>
 #include <condition_variable>
+#include <ctime>
 #include <mutex>
 #include <new>
 #include <system_error>

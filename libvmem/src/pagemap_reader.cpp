@@ -55,7 +55,7 @@ PagemapReader::PagemapReader(const Process& process, const Fd& fd, const WalkOpt
 Result<void> PagemapReader::read(VaRange range, ExtentSink sink) {
   sink_ = &sink;
   open_ = true;
-  while (open_ && !range.empty() && !(stop_ != nullptr && stop_())) {
+  while (open_ && !range.empty() && (stop_ == nullptr || !stop_())) {
     VirtAddr end = range.end;
     const bool small = range.bytes() <= small_pages * page_size_.bytes();
     if (small || dense_ || (!can_scan_ && !seeks_holes_)) {

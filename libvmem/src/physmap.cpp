@@ -212,7 +212,8 @@ Result<std::vector<UioMap>> read_uio_maps(const SysRoot& root) {
     for (const std::string& entry : *entries) {
       const auto index = number_after(entry, "map");
       if (!index) continue;
-      const std::string path = directory + "/" + entry + "/";
+      std::string path = directory;
+      path.append("/").append(entry).append("/");
       const auto address = read_0x(root, path + "addr");
       const auto size = read_0x(root, path + "size");
       if (!address || !size || *size > UINT64_MAX - *address) {

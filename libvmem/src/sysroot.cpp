@@ -253,7 +253,7 @@ Result<SysRoot> SysRoot::open(const std::string& directory) {
     if (error.os_errno == ENOTDIR) error.hint = "a recorded system is a directory laid out like /";
     return std::unexpected(std::move(error));
   }
-  const SysRoot root{state};
+  SysRoot root{state};
   if (auto text = root.read_file("manifest", 1 << 16); text) {
     auto manifest = parse_manifest(*text, message_path(state->name, "manifest"));
     if (!manifest) return std::unexpected(std::move(manifest.error()));
