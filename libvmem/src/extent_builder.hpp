@@ -24,13 +24,23 @@ constexpr std::uint64_t number_of(const Extent& run) {
 constexpr bool continues(const Extent& run, const Extent& next, PageSize page_size) {
   if (run.end() != next.va || run.state != next.state || run.reason != next.reason ||
       run.bits != next.bits || run.swap_type != next.swap_type || run.backend != next.backend ||
-      run.pte != next.pte) {
+      ((run.pte ^ next.pte) & ~pte_bit::usage) != 0) {
     return false;
   }
   if (run.leaf_shift != next.leaf_shift && run.leaf_shift != 0 && next.leaf_shift != 0)
     return false;
   return step_of(run) == 0 || number_of(run) + page_size.pages(run.bytes) == number_of(next);
 }
+
+/// The accessed and dirty bits of two runs that are one extent.
+constexpr std::uint16_t merged_usage(std::uint16_t a, std::uint16_t b) {
+  const unsigned differ = (a ^ b) & (pte_bit::accessed | pte_bit::dirty);
+  const unsigned varies =
+      ((a | b) & (pte_bit::accessed_varies | pte_bit::dirty_varies)) | differ * 4;
+  return static_cast<std::uint16_t>(((a | b) | varies) & ~(varies / 4));
+}
+static_assert(pte_bit::accessed * 4 == pte_bit::accessed_varies &&
+              pte_bit::dirty * 4 == pte_bit::dirty_varies);
 
 /// Merges runs, in ascending order, and hands on what can grow no more.
 class ExtentBuilder {
@@ -42,6 +52,7 @@ class ExtentBuilder {
     if (current_.bytes != 0 && continues(current_, run, page_size_)) {
       current_.bytes += run.bytes;
       if (current_.leaf_shift != run.leaf_shift) current_.leaf_shift = 0;
+      if (current_.pte != run.pte) current_.pte = merged_usage(current_.pte, run.pte);
       return true;
     }
     if (!flush()) return false;

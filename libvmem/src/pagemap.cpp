@@ -174,6 +174,8 @@ class PagemapTranslator final : public Translator {
   PagemapTranslator(const Process& process, Fd fd) : process_(process), fd_(std::move(fd)) {}
 
   Backend backend() const override { return Backend::pagemap; }
+  std::uint8_t known_bits() const override { return 0xff; }
+  bool sees_pfnmap() const override { return false; }
 
   Result<void> walk(VaRange range, const WalkOptions& options, ExtentSink sink) override {
     ExtentBuilder builder{process_.root().page_size(), sink};
@@ -214,6 +216,14 @@ class PagemapTranslator final : public Translator {
 }  // namespace
 
 Translator::~Translator() = default;
+
+Result<PageWalk> Translator::page_walk(VirtAddr page) {
+  return std::unexpected(Error{.code = Errc::not_supported,
+                               .what = "walking page tables",
+                               .path = {},
+                               .address = page.value,
+                               .hint = "pagemap has none: use --backend bpf or kmod"});
+}
 
 Result<std::unique_ptr<Translator>> open_translator(const Process& process, Backend backend) {
   if (backend != Backend::pagemap) {

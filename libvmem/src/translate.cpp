@@ -472,6 +472,36 @@ std::string_view to_string(PageState state) {
   return "unknown";
 }
 
+std::string_view to_string(CacheAttribute cache) {
+  switch (cache) {
+    case CacheAttribute::unknown:
+      return "unknown";
+    case CacheAttribute::uc:
+      return "uc";
+    case CacheAttribute::uc_minus:
+      return "uc-";
+    case CacheAttribute::wc:
+      return "wc";
+    case CacheAttribute::wt:
+      return "wt";
+    case CacheAttribute::wp:
+      return "wp";
+    case CacheAttribute::wb:
+      return "wb";
+    case CacheAttribute::device_ngnrne:
+      return "device-nGnRnE";
+    case CacheAttribute::device_ngnre:
+      return "device-nGnRE";
+    case CacheAttribute::normal_nc:
+      return "normal-nc";
+    case CacheAttribute::normal:
+      return "normal";
+    case CacheAttribute::normal_tagged:
+      return "normal-tagged";
+  }
+  return "unknown";
+}
+
 std::string_view to_string(Backend backend) {
   switch (backend) {
     case Backend::pagemap:

@@ -9,8 +9,10 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <string_view>
 #include <type_traits>
+#include <vector>
 
 #include "vmem/error.hpp"
 #include "vmem/export.hpp"
@@ -61,6 +63,48 @@ inline constexpr std::uint8_t file = 8;        ///< pagemap bit 61: file page or
 inline constexpr std::uint8_t leaf_sampled = 16;
 }  // namespace page_bit
 
+/// How the processor caches what an entry maps. The first six are x86's memory types
+/// (Documentation/arch/x86/pat.rst), the rest arm64's (arch/arm64/include/asm/memory.h).
+enum class CacheAttribute : std::uint8_t {
+  unknown,
+  uc,
+  uc_minus,
+  wc,
+  wt,
+  wp,
+  wb,
+  device_ngnrne,
+  device_ngnre,
+  normal_nc,
+  normal,         ///< write-back
+  normal_tagged,  ///< write-back, with memory tags (MTE)
+};
+VMEM_EXPORT std::string_view to_string(CacheAttribute);
+
+/// What the page-table entry says (Extent::pte). Only page tables tell, so pagemap's extents
+/// have 0 here. Permissions are the effective ones: of all levels together.
+namespace pte_bit {
+inline constexpr std::uint16_t known = 1;  ///< the rest means something
+inline constexpr std::uint16_t writable = 2;
+inline constexpr std::uint16_t user = 4;  ///< clear for PROT_NONE
+inline constexpr std::uint16_t executable = 8;
+inline constexpr std::uint16_t global = 16;
+/// The processor sets these two page by page, so an extent goes on where they change:
+/// `*_varies` then says that not all pages are alike, and the bit itself is clear.
+inline constexpr std::uint16_t accessed = 32;
+inline constexpr std::uint16_t dirty = 64;
+inline constexpr std::uint16_t accessed_varies = 128;
+inline constexpr std::uint16_t dirty_varies = 256;
+inline constexpr std::uint16_t usage = accessed | dirty | accessed_varies | dirty_varies;
+inline constexpr unsigned cache_shift = 12;  ///< a CacheAttribute in the upper four bits
+constexpr std::uint16_t cache(CacheAttribute c) {
+  return static_cast<std::uint16_t>(static_cast<unsigned>(c) << cache_shift);
+}
+constexpr CacheAttribute cache(std::uint16_t pte) {
+  return static_cast<CacheAttribute>(pte >> cache_shift);
+}
+}  // namespace pte_bit
+
 struct Extent {
   VirtAddr va;                ///< of the first page; page aligned
   std::uint64_t bytes = 0;    ///< a multiple of the page size
@@ -70,11 +114,12 @@ struct Extent {
   };
   PageState state = PageState::absent;
   Reason reason = Reason::none;
-  std::uint8_t bits = 0;        ///< page_bit
+  /// page_bit. Page tables do not tell `exclusive` and `file`; see Translator::known_bits().
+  std::uint8_t bits = 0;
   std::uint8_t leaf_shift = 0;  ///< log2 of the page-table leaf in bytes; 0: not known
   std::uint8_t swap_type = 0;
   Backend backend = Backend::pagemap;
-  std::uint16_t pte = 0;        ///< page-table attributes; pagemap tells none
+  std::uint16_t pte = 0;        ///< pte_bit
 
   constexpr VirtAddr end() const { return va + bytes; }
 };
@@ -101,17 +146,44 @@ struct WalkOptions {
   bool stopped() const { return stop != nullptr && stop(); }
 };
 
+/// One level of the way from the root of a process's page tables to what maps an address.
+struct WalkStep {
+  const char* level = "";  ///< the kernel's name: "pgd", "p4d", "pud", "pmd", "pte"
+  PhysAddr table;          ///< of the table, not of the entry
+  unsigned index = 0;      ///< of the entry in its table
+  std::uint64_t raw = 0;   ///< the entry as it stands in memory
+  unsigned shift = 0;      ///< log2 of the bytes that the entry maps
+  bool leaf = false;       ///< maps memory (at this level the walk ends)
+  std::string flags;       ///< decoded, comma separated: "present,writable,user,nx,cache=uc-"
+};
+
+/// A page-table walk, from the root. The last step is the leaf, or the entry that maps
+/// nothing (none, swap, marker): the extent says what it means.
+struct PageWalk {
+  std::vector<WalkStep> steps;  ///< folded levels are left out
+  Extent extent;                ///< one page
+};
+
 /// A source of page facts for one process: the library's only virtual interface.
 class VMEM_EXPORT Translator {
  public:
   virtual ~Translator();
   virtual Backend backend() const = 0;
 
+  /// The page_bits that this source tells; others are clear because they are not known.
+  virtual std::uint8_t known_bits() const = 0;
+  /// Whether it sees VM_PFNMAP mappings: then what is empty is `absent`, never `unseen`.
+  virtual bool sees_pfnmap() const = 0;
+
   /// Tiles `range` (page aligned) with extents, in order. VMAs are not consulted: what is
   /// not mapped reads `absent`, and so does what this source is blind to; translate()
   /// tells these apart. Allocates nothing that grows with the range. Errors:
   /// process_changed when the address space went away, malformed for a truncated recording.
   virtual Result<void> walk(VaRange range, const WalkOptions& options, ExtentSink sink) = 0;
+
+  /// Every level's entry for the page at `page`. Errors: as walk(), and not_supported where
+  /// the source is not the page tables.
+  virtual Result<PageWalk> page_walk(VirtAddr page);
 };
 
 /// Opens the source for `process`. Errors: permission, no_user_memory, no_process.

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: MIT
+/// What page-table entries mean, per architecture: the one copy of their layout. Pure: no
+/// memory is read here, so the BPF and the kmod backend share it and tests need no machine.
+/// Sources: arch/x86/include/asm/pgtable_types.h, pgtable_64.h, pgtable-invert.h;
+/// arch/arm64/include/asm/pgtable-hwdef.h, pgtable-prot.h, pgtable.h.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "vmem/function_ref.hpp"
+#include "vmem/pages.hpp"
+
+namespace vmem::page_table {
+
+enum class Architecture : std::uint8_t { x86_64, arm64 };
+
+/// What decoding needs to know of a machine besides the entry.
+struct Format {
+  Architecture architecture = Architecture::x86_64;
+  std::uint8_t levels = 4;      ///< x86-64: 4 or 5; arm64: 2 to 5
+  std::uint8_t page_shift = 12; ///< x86-64: 12; arm64: 12, 14 or 16
+  /// Bits of an address that mark encryption (SME's C bit, TDX's shared bit); not part of it.
+  std::uint64_t encryption_mask = 0;
+  /// x86: PAT entry -> memory type, by PWT | PCD << 1 | PAT << 2, as Linux programs the MSR
+  /// (pat_bp_init() in arch/x86/mm/pat/memtype.c). Without PAT the last four repeat the first.
+  std::array<CacheAttribute, 8> pat = {
+      CacheAttribute::wb, CacheAttribute::wc, CacheAttribute::uc_minus, CacheAttribute::uc,
+      CacheAttribute::wb, CacheAttribute::wp, CacheAttribute::uc_minus, CacheAttribute::wt};
+  /// arm64: MAIR_EL1, the meaning of AttrIndx.
+  std::uint64_t mair = 0;
+  bool lpa2 = false;  ///< arm64: 52-bit addresses with 4K or 16K granules (not by 64K's layout)
+
+  /// Levels are counted from the leaf: 0 is the PTE level, levels - 1 the root.
+  constexpr unsigned index_bits() const { return page_shift - 3U; }
+  constexpr unsigned entries() const { return 1U << index_bits(); }
+  constexpr unsigned shift(unsigned level) const { return page_shift + level * index_bits(); }
+  constexpr unsigned index(unsigned level, VirtAddr va) const {
+    return static_cast<unsigned>(va.value >> shift(level)) & (entries() - 1);
+  }
+  friend constexpr bool operator==(const Format&, const Format&) = default;
+};
+
+enum class Kind : std::uint8_t {
+  none,     ///< empty
+  table,    ///< points to the next lower table
+  leaf,     ///< maps memory; PROT_NONE and NUMA-hinting entries too
+  swap,     ///< not present, but not empty: state and reason say what it is
+  invalid,  ///< no entry that the architecture allows here: reserved bits, a leaf too high up
+};
+
+/// What one entry says.
+struct Entry {
+  Kind kind = Kind::none;
+  PageState state = PageState::absent;  ///< of a leaf or of what is not present
+  Reason reason = Reason::none;
+  std::uint8_t bits = 0;       ///< page_bit::soft_dirty, uffd_wp
+  std::uint8_t swap_type = 0;
+  std::uint16_t pte = 0;       ///< pte_bit; of this level alone
+  std::uint64_t value = 0;     ///< table, leaf: physical address in bytes; swap: offset in pages
+};
+
+/// `level` is 0 for PTEs. A swap entry follows the rules of pagemap_decode.hpp for what its
+/// type means (markers, migration, device-private), so that both backends say the same.
+Entry decode(const Format& format, unsigned level, std::uint64_t raw);
+
+/// Permissions that upper levels take away (x86: RW, US and NX of every level; arm64: the
+/// table entries' APTable, XNTable, PXNTable).
+struct Limits {
+  bool writable = true;
+  bool user = true;
+  bool executable = true;
+};
+Limits limits(const Format& format, Limits above, std::uint64_t table_entry);
+std::uint16_t limited(std::uint16_t pte, Limits limits);
+
+/// The kernel's name of a level, counted from the leaf: "pte", "pmd", "pud", "p4d", "pgd".
+/// The root is always "pgd" (levels between it and the top existing one are folded).
+const char* level_name(const Format& format, unsigned level);
+
+/// Every flag of an entry by its name, and bits without one as `bitN`; comma separated.
+std::string flag_names(const Format& format, unsigned level, std::uint64_t raw);
+
+/// Runs of one table (all of it or a part): entries of `level`, the first of them for `va`.
+/// Calls `run` with what is not a table in ascending order, tiling; table entries are given
+/// to `descend` instead: descend(VirtAddr va, std::uint64_t raw). Both return false to stop;
+/// so does this. Equal neighbours are merged as far as is cheap: ExtentBuilder does the rest.
+using Descend = FunctionRef<bool(VirtAddr, std::uint64_t)>;
+bool decode_entries(const Format& format, unsigned level, VirtAddr va,
+                    std::span<const std::uint64_t> entries, Limits above, Backend backend,
+                    ExtentSink run, Descend descend);
+
+}  // namespace vmem::page_table
