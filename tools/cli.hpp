@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MIT
-/// What every tool's command line shares: options, the target, messages, exit status.
+/// What every tool shares: the target, messages, exit status.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <cstdint>
-#include <expected>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -30,14 +29,6 @@ struct CommonOptions {
   std::string color = "auto";
   std::string columns;  ///< -o, comma separated; empty: the default ones
 };
-
-void add_common_options(CLI::App& app, std::string_view tool, CommonOptions& options);
-
-/// Returns the operands; or, having answered --help, --version or a usage error, the exit
-/// status.
-std::expected<std::vector<std::string>, int> parse_command_line(CLI::App& app,
-                                                                std::string_view tool, int argc,
-                                                                char** argv);
 
 /// Messages to stderr: "TOOL: what: path: reason", then "hint: …".
 class Messages {

@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-#include "cli.hpp"
+#include "options.hpp"
 #include "vtop_output.hpp"
 #include "vtop_session.hpp"
 

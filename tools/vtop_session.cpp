@@ -2,6 +2,7 @@
 #include "vtop_session.hpp"
 
 #include <poll.h>
+#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -9,7 +10,6 @@
 #include <cstdio>
 #include <ctime>
 #include <string_view>
-#include <thread>
 #include <utility>
 
 #include "addresses.hpp"
@@ -50,6 +50,14 @@ class Progress {
   unsigned calls_ = 0;
   std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
 };
+
+/// CPUs that this process may run on, `most` at most. (hardware_concurrency() reads a file of
+/// /sys, and does not know of taskset.)
+unsigned usable_cpus(unsigned most) {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) != 0) return most;  // more than CPU_SETSIZE CPUs
+  return std::min(most, static_cast<unsigned>(CPU_COUNT(&set)));
+}
 
 class Vtop {
  public:
@@ -238,10 +246,7 @@ class Vtop {
   }
 
   WalkOptions walk_options() const {
-    const unsigned threads = options_.threads != 0
-                                 ? options_.threads
-                                 : std::min(2U, std::thread::hardware_concurrency());
-    return {.threads = threads, .every_page = options_.pages, .stop = interrupted};
+    return {.threads = options_.threads != 0 ? options_.threads : usable_cpus(2), .every_page = options_.pages, .stop = interrupted};
   }
 
   void whole_process() {

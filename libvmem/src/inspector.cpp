@@ -85,7 +85,7 @@ struct VmaInspector::State {
   std::uint32_t node_major = 0;
   std::uint32_t node_minor = 0;
   std::optional<bool> node;
-  std::vector<std::pair<std::string, std::optional<bool>>> own_mappings;
+  std::optional<std::vector<std::pair<std::string, bool>>> own_mappings;
   VaRange hugetlb_range;
   std::optional<PageSize> hugetlb_size;
 
@@ -177,24 +177,29 @@ struct VmaInspector::State {
   /// Whether this kernel's mapping of that name is VM_PFNMAP: it is the same for every
   /// process ([vvar] is on 6.18, and is not on 7.x), and our own smaps are short.
   std::optional<bool> own_mapping_is_pfnmap(const std::string& name) {
-    if (process->root().recorded()) return {};
-    for (const auto& [known, pfnmap] : own_mappings) {
+    if (!own_mappings) {
+      own_mappings.emplace();
+      if (!process->root().recorded()) read_own_mappings();
+    }
+    for (const auto& [known, pfnmap] : *own_mappings) {
       if (known == name) return pfnmap;
     }
-    std::optional<bool> pfnmap;
-    if (const auto self = process->root().self()) {
-      if (auto reader = VmaReader::open(*self)) {
-        Vma vma;
-        for (auto more = reader->next(vma); more && *more; more = reader->next(vma)) {
-          if (vma.path != name) continue;
-          const auto entry = SmapsReader{*self}.find(vma.range.start);
-          if (entry && *entry && (*entry)->flags) pfnmap = (*entry)->flags->has("pf");
-          break;
-        }
-      }
+    return {};
+  }
+
+  void read_own_mappings() {
+    const auto self = process->root().self();
+    if (!self) return;
+    auto reader = VmaReader::open(*self);
+    if (!reader) return;
+    SmapsReader own_smaps{*self};
+    Vma vma;
+    for (auto more = reader->next(vma); more && *more; more = reader->next(vma)) {
+      if (!vma.path.starts_with("[vvar")) continue;
+      const auto entry = own_smaps.find(vma.range.start);
+      if (entry && *entry && (*entry)->flags)
+        own_mappings->emplace_back(vma.path, (*entry)->flags->has("pf"));
     }
-    own_mappings.emplace_back(name, pfnmap);
-    return pfnmap;
   }
 
   /// Whether the mapped file is a character device; empty where that cannot be told.

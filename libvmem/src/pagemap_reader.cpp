@@ -99,7 +99,9 @@ Result<VirtAddr> PagemapReader::read_by_scan(VaRange window) {
       return window.start;
     }
     scan_pages_ = std::min(scan_pages_ * 4, scanned_pages);
-    if (scanned->end == window.end) window_ = std::min(window_ * 2, largest_window);
+    // Nothing at all is cheap to look at, and promises more of the same.
+    if (scanned->end == window.end)
+      window_ = std::min(window_ * (regions.empty() ? 16 : 2), largest_window);
   }
 
   VirtAddr at = window.start;

@@ -173,6 +173,9 @@ struct Stat {
   std::uint64_t start_time = 0;  ///< field 22
   /// Of fields 26 to 28, where code and stack begin: another program has others.
   std::uint64_t layout = 0;
+  /// Field 38 (exit_signal) is not -1, which copy_process() in kernel/fork.c gives to every
+  /// thread but the first of a process.
+  bool leader = false;
 };
 
 std::optional<Stat> parse_stat(std::string_view text) {
@@ -182,7 +185,7 @@ std::optional<Stat> parse_stat(std::string_view text) {
   Stat stat;
   stat.comm = text.substr(open + 1, close - open - 1);
   text.remove_prefix(close + 1);
-  for (int field = 3; field <= 28; ++field) {
+  for (int field = 3; field <= 38; ++field) {
     const std::size_t start = text.find_first_not_of(" \n");
     if (start == std::string_view::npos) {
       if (field > 22) break;
@@ -197,7 +200,9 @@ std::optional<Stat> parse_stat(std::string_view text) {
       if (!value) return {};
       (field == 9 ? stat.flags : stat.start_time) = *value;
     }
-    if (field >= 26) stat.layout = stat.layout * 1000003 + parse_number(word).value_or(0);
+    if (field >= 26 && field <= 28)
+      stat.layout = stat.layout * 1000003 + parse_number(word).value_or(0);
+    if (field == 38) stat.leader = word != "-1";
   }
   return stat;
 }
@@ -333,6 +338,7 @@ Result<Process> SysRoot::self() const {
 
 Result<Process> SysRoot::process(pid_t pid) const {
   Process process{*this};
+  std::optional<Stat> stat;
   for (int attempt = 0;; ++attempt) {
     const std::string name = "proc/" + std::to_string(pid);
     auto directory = open_in(state_->directory.get(), state_->recorded, name.c_str(),
@@ -345,7 +351,16 @@ Result<Process> SysRoot::process(pid_t pid) const {
       return std::unexpected(std::move(error));
     }
     process.directory_ = std::move(*directory);
-    // A thread's id names its process. The thread group id stands in status alone.
+    auto text = process.read_file("stat", 1 << 16);
+    if (text) {
+      stat = parse_stat(*text);
+      if (!stat) return fail(Errc::malformed, "reading", process.path("stat"));
+    } else if (!state_->recorded || text.error().code != Errc::not_found) {
+      return std::unexpected(std::move(text.error()));
+    }
+    if (stat && stat->leader && !state_->recorded) break;
+    // A thread's id names its process. The thread group id stands in status alone, which
+    // costs as much as all the rest of this.
     auto status = process.read_file("status", 1 << 16);
     if (!status) break;
     const std::size_t at = status->find("\nTgid:\t");
@@ -356,18 +371,13 @@ Result<Process> SysRoot::process(pid_t pid) const {
     if (attempt == 1) return fail(Errc::malformed, "opening process", process.path("status"));
     pid = static_cast<pid_t>(*tgid);
   }
-  auto text = process.read_file("stat", 1 << 16);
-  if (!text) {
-    if (!state_->recorded) return std::unexpected(std::move(text.error()));
-    if (text.error().code != Errc::not_found) return std::unexpected(std::move(text.error()));
+  if (!stat) {
     // A recorded tree may be sparse: maps and pagemap are enough.
     if (auto comm = process.read_file("comm", 4096); comm) {
       process.comm_ = comm->substr(0, comm->find('\n'));
     }
     return process;
   }
-  const auto stat = parse_stat(*text);
-  if (!stat) return fail(Errc::malformed, "reading", process.path("stat"));
   process.comm_ = stat->comm;
   process.start_time_ = stat->start_time;
   process.layout_ = stat->layout;

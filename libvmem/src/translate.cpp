@@ -387,8 +387,17 @@ Result<Translation> translate(const Process& process, Translator& translator,
   const VirtAddr page = page_size.floor(address);
   Extent extent{.va = page, .bytes = page_size.bytes(), .backend = translator.backend()};
   std::optional<Vma> vma;
+  // Asked twice of one descriptor. It stays with its address space: should that go away, the
+  // question fails and find_vma() tells why.
+  const auto maps = process.open_file("maps");
+  const auto vma_of_page = [&]() -> Result<std::optional<Vma>> {
+    Vma answer;
+    std::optional<PageSize> size;
+    if (maps && query_vma(*maps, page, answer, size) == VmaQuery::found) return answer;
+    return find_vma(process, page);
+  };
   for (int left = attempts; left > 0; --left) {
-    auto found = find_vma(process, page);
+    auto found = vma_of_page();
     if (!found) return std::unexpected(std::move(found.error()));
     vma = std::move(*found);
     if (!vma) {
@@ -410,7 +419,7 @@ Result<Translation> translate(const Process& process, Translator& translator,
     if (!walked) return std::unexpected(std::move(walked.error()));
     extent.backend = translator.backend();
     if (!process.root().recorded()) {
-      auto again = find_vma(process, page);
+      auto again = vma_of_page();
       if (!again) return std::unexpected(std::move(again.error()));
       if (*again != vma) continue;
       if (auto alive = process.check_alive(); !alive) {

@@ -24,9 +24,15 @@ static_assert(procmap_query == 0xc0686611);
 
 VmaQuery query_vma(const Process& process, VirtAddr address, Vma& vma,
                    std::optional<PageSize>& kernel_page_size, bool or_next) {
+  const auto maps = process.open_file("maps");
+  if (maps) return query_vma(*maps, address, vma, kernel_page_size, or_next);
   kernel_page_size.reset();
-  const auto fd = process.open_file("maps");
-  if (!fd) return VmaQuery::failed;
+  return VmaQuery::failed;
+}
+
+VmaQuery query_vma(const Fd& maps, VirtAddr address, Vma& vma,
+                   std::optional<PageSize>& kernel_page_size, bool or_next) {
+  kernel_page_size.reset();
   char name[PATH_MAX + 64];  // "[anon:...]" and " (deleted)" come on top of a path
   ProcmapQuery query{};
   query.size = sizeof query;
@@ -34,7 +40,7 @@ VmaQuery query_vma(const Process& process, VirtAddr address, Vma& vma,
   query.query_addr = address.value;
   query.vma_name_addr = reinterpret_cast<std::uintptr_t>(name);
   query.vma_name_size = sizeof name;
-  if (ioctl(fd->get(), procmap_query, &query) != 0) {
+  if (ioctl(maps.get(), procmap_query, &query) != 0) {
     return errno == ENOENT ? VmaQuery::none : VmaQuery::failed;
   }
   if (PageSize::valid(query.vma_page_size)) kernel_page_size = PageSize{query.vma_page_size};
