@@ -3,9 +3,9 @@
 # bash completion of vtop(1). It needs nothing beyond bash.
 
 # scripts/check-options compares these lists with --help.
-_vtop_options='-p --pages -f --frames --watch --count --threads -n --name --sysroot --backend -J --json --bytes
+_vtop_options='-p --pages -f --frames -w --walk --watch --count --threads -n --name --sysroot --backend -J --json --bytes
   --noheadings --color -o --output -V --version -h --help'
-_vtop_columns='va end size state pa pfn leaf bits swap backend perms offset dev inode class kind flags mapcount memcg
+_vtop_columns='va end size state pa pfn leaf bits swap pte cache backend perms offset dev inode class kind flags mapcount memcg
   node region vmflags name reason'
 
 # Processes below $1 that have user memory: a kernel thread or zombie has no command line. In a recorded system that

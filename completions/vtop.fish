@@ -2,7 +2,7 @@
 # fish completion of vtop(1).
 
 # scripts/check-options compares this list with --help.
-set -g __vtop_columns va end size state pa pfn leaf bits swap backend perms offset dev inode class kind flags mapcount memcg \
+set -g __vtop_columns va end size state pa pfn leaf bits swap pte cache backend perms offset dev inode class kind flags mapcount memcg \
     node region vmflags name reason
 
 # Fills __vtop_sysroot, __vtop_comm and __vtop_operands from the words before the cursor.
@@ -95,6 +95,7 @@ complete -c vtop -n __vtop_wants_target -k -a '(__vtop_targets)'
 complete -c vtop -n __vtop_wants_address -a '(__vtop_addresses)'
 complete -c vtop -s p -l pages -d 'One row for each page'
 complete -c vtop -s f -l frames -d 'Add the facts of each frame'
+complete -c vtop -s w -l walk -d 'Print the page-table walk'
 complete -c vtop -l watch -x -d 'Look again every SECONDS'
 complete -c vtop -l count -x -d 'With --watch: stop after N looks'
 complete -c vtop -l threads -x -a '1 2' -d 'Threads for long walks'

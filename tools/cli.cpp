@@ -82,10 +82,12 @@ std::optional<Process> open_target(const CommonOptions& options, const std::stri
   return std::move(*process);
 }
 
-Result<Backend> choose_backend(const CommonOptions& options) {
-  if (options.backend == "bpf") return Backend::bpf;
-  if (options.backend == "kmod") return Backend::kmod;
-  return Backend::pagemap;
+Result<std::unique_ptr<Translator>> open_source(const CommonOptions& options,
+                                                const Process& process) {
+  for (const Backend backend : {Backend::pagemap, Backend::bpf, Backend::kmod}) {
+    if (options.backend == to_string(backend)) return open_translator(process, backend);
+  }
+  return open_translator(process);
 }
 
 std::string json_prologue(std::string_view tool, const SysRoot& root, PfnAccess access,

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -46,8 +47,9 @@ class Messages {
 std::optional<Process> open_target(const CommonOptions& options, const std::string& target,
                                    const Messages& messages);
 
-/// The backend that the options ask for; `auto` is what works, here pagemap.
-Result<Backend> choose_backend(const CommonOptions& options);
+/// The source of page facts that the options ask for.
+Result<std::unique_ptr<Translator>> open_source(const CommonOptions& options,
+                                                const Process& process);
 
 /// The start of every JSON document, up to and without the tool's own members:
 /// {"schema":…,"version":…,"host":{…}

@@ -31,6 +31,8 @@ std::expected<std::vector<std::string>, int> parse(VtopOptions& options, int arg
       "vtop"};
   app.add_flag("-p,--pages", options.pages, "One row for each page");
   app.add_flag("-f,--frames", options.frames, "Add the kernel's facts of each frame");
+  app.add_flag("-w,--walk", options.walk,
+               "Print the page-table walk of each address, through bpf or kmod");
   CLI::Option* const watch =
       app.add_option("--watch", options.watch, "Look again every SECONDS; print what changed")
           ->type_name("SECONDS")
@@ -53,6 +55,7 @@ std::expected<std::vector<std::string>, int> parse(VtopOptions& options, int arg
       "Examples:\n"
       "  vtop 1234 0x7ffd1c2a4000       one address\n"
       "  vtop 1234 [heap] libc.so.6+0   a mapping, and the first byte of a file\n"
+      "  vtop -w 1234 0x7ffd1c2a4000    with the entry of each page-table level\n"
       "  vtop -J -f 1234                everything, with frame facts, as JSON\n"
       "  vtop -n postgres 7f2c00000000+16M --pages");
   return parse_command_line(app, "vtop", argc, argv);
@@ -87,9 +90,7 @@ int run(int argc, char** argv) {
   catch_interrupts();
   const auto process = open_target(options, target, messages);
   if (!process) return 2;
-  const auto backend = choose_backend(options);
-  auto translator =
-      backend ? open_translator(*process, *backend) : std::unexpected(backend.error());
+  auto translator = open_source(options, *process);
   if (!translator) {
     messages.error(translator.error());
     return 2;

@@ -20,7 +20,8 @@ constexpr auto column_table = std::to_array<ColumnInfo>({
     {Column::size, "size", 7, true},        {Column::state, "state", 8, false},
     {Column::pa, "pa", 13, false},          {Column::pfn, "pfn", 10, false},
     {Column::leaf, "leaf", 5, true},        {Column::bits, "bits", 20, false},
-    {Column::swap, "swap", 12, false},      {Column::backend, "backend", 7, false},
+    {Column::swap, "swap", 12, false},      {Column::pte, "pte", 24, false},
+    {Column::cache, "cache", 5, false},     {Column::backend, "backend", 7, false},
     {Column::perms, "perms", 5, false},     {Column::offset, "offset", 8, false},
     {Column::dev, "dev", 6, false},         {Column::inode, "inode", 8, true},
     {Column::vma_class, "class", 9, false}, {Column::kind, "kind", 13, false},
@@ -95,6 +96,31 @@ std::string device_number(const Vma& vma) {
   return fmt::format("{:02x}:{:02x}", vma.dev_major, vma.dev_minor);
 }
 
+/// Names of what the page-table entry allows and records; accessed and dirty with a '?' where
+/// the pages differ.
+std::string join_pte(std::uint16_t pte) {
+  std::string text = (pte & pte_bit::writable) != 0 ? "writable" : "read-only";
+  text += (pte & pte_bit::user) != 0 ? ",user" : ",no-user";
+  text += (pte & pte_bit::executable) != 0 ? ",x" : ",nx";
+  if ((pte & pte_bit::accessed) != 0) text += ",accessed";
+  if ((pte & pte_bit::accessed_varies) != 0) text += ",accessed?";
+  if ((pte & pte_bit::dirty) != 0) text += ",dirty";
+  if ((pte & pte_bit::dirty_varies) != 0) text += ",dirty?";
+  if ((pte & pte_bit::global) != 0) text += ",global";
+  return text;
+}
+
+bool pte_known(const Extent& e) { return (e.pte & pte_bit::known) != 0; }
+
+/// The kernel's name of the level whose leaves have this size.
+std::string_view leaf_level(unsigned leaf_shift, PageSize page_size) {
+  constexpr std::string_view names[] = {"pte", "pmd", "pud", "p4d"};
+  const unsigned bits = page_size.shift() - 3;
+  const unsigned level =
+      leaf_shift < page_size.shift() ? 4 : (leaf_shift - page_size.shift()) / bits;
+  return level < std::size(names) ? names[level] : std::string_view{};
+}
+
 bool swap_known(const Extent& e) {
   return e.state == PageState::swapped && e.reason == Reason::none;
 }
@@ -150,6 +176,10 @@ bool needs_frames(const std::vector<Column>& columns) {
     return column == Column::flags || column == Column::mapcount || column == Column::memcg ||
            column == Column::node || column == Column::region;
   });
+}
+
+bool needs_bits(const std::vector<Column>& columns) {
+  return std::ranges::find(columns, Column::bits) != columns.end();
 }
 
 Classification VmaDetails::classification(const Vma& vma) {
@@ -232,12 +262,28 @@ bool Table::block(const Row& row) {
   line("leaf size", of(Column::leaf));
   if (e.state == PageState::swapped) line("swap", of(Column::swap));
   if (e.bits != 0) line("bits", of(Column::bits));
+  if (pte_known(e)) {
+    line("PTE", of(Column::pte));
+    line("cache", of(Column::cache));
+  }
+  if (e.backend != Backend::pagemap) line("backend", of(Column::backend));
   if (row.frame != nullptr) {
     line("flags", of(Column::flags));
     line("mapcount", of(Column::mapcount));
     line("memcg", of(Column::memcg));
     line("node", of(Column::node));
     line("region", of(Column::region));
+  }
+  return !out_.failed();
+}
+
+bool Table::walk(const PageWalk& walk) {
+  out_.print("  {:<5}  {:<18}  {:<18}  {}", "LEVEL", "ENTRY AT", "RAW", "FLAGS");
+  out_.end_line();
+  for (const WalkStep& step : walk.steps) {
+    out_.print("  {:<5}  {:<#18x}  {:<#18x}  {}", step.level,
+               step.table.value + step.index * sizeof step.raw, step.raw, step.flags);
+    out_.end_line();
   }
   return !out_.failed();
 }
@@ -301,6 +347,12 @@ void Table::write_cell(Column column, const Row& row, std::string& text) {
         text += '-';
       else
         text += swap_known(e) ? fmt::format("{}:{:#x}", e.swap_type, e.swap_offset) : "hidden";
+      return;
+    case Column::pte:
+      text += pte_known(e) ? join_pte(e.pte) : "-";
+      return;
+    case Column::cache:
+      text += pte_known(e) ? to_string(pte_bit::cache(e.pte)) : "-";
       return;
     case Column::backend:
       text += to_string(e.backend);
@@ -494,7 +546,7 @@ bool JsonResults::row(const Row& row) {
     out_.print(R"(,"region":{}}})",
                row.frame->region != nullptr ? json_string(*row.frame->region) : "null");
   }
-  out_.append(R"(,"pte":null)");
+  pte(row);
   if (e.state != PageState::swapped)
     out_.append(R"(,"swap":null)");
   else if (swap_known(e))
@@ -505,6 +557,58 @@ bool JsonResults::row(const Row& row) {
   out_.append(to_string(e.backend));
   out_.append("\"}");
   return out_.relieve();
+}
+
+void JsonResults::pte(const Row& row) {
+  const Extent& e = row.extent;
+  if (!pte_known(e) && row.walk == nullptr) {
+    out_.append(R"(,"pte":null)");
+    return;
+  }
+  std::string_view level = leaf_level(e.leaf_shift, page_size_);
+  if (row.walk != nullptr && !row.walk->steps.empty()) level = row.walk->steps.back().level;
+  const auto name = [&](std::string_view text) {
+    if (text.empty())
+      out_.append("null");
+    else
+      out_.print("\"{}\"", text);
+  };
+  out_.append(R"(,"pte":{"level":)");
+  name(level);
+  if (row.walk != nullptr && !row.walk->steps.empty())
+    out_.print(R"(,"raw":"{:#x}")", row.walk->steps.back().raw);
+  else
+    out_.append(R"(,"raw":null)");
+  const auto flag = [&](std::string_view key, std::uint16_t bit, std::uint16_t varies = 0) {
+    const bool known = pte_known(e) && (e.pte & varies) == 0;
+    out_.print(R"(,"{}":{})", key, !known ? "null" : (e.pte & bit) != 0 ? "true" : "false");
+  };
+  flag("writable", pte_bit::writable);
+  flag("user", pte_bit::user);
+  flag("executable", pte_bit::executable);
+  flag("accessed", pte_bit::accessed, pte_bit::accessed_varies);
+  flag("dirty", pte_bit::dirty, pte_bit::dirty_varies);
+  out_.append(R"(,"cache":)");
+  const CacheAttribute cache = pte_bit::cache(e.pte);
+  name(cache == CacheAttribute::unknown ? std::string_view{} : to_string(cache));
+  if (row.walk == nullptr) {
+    out_.append(R"(,"entries":null})");
+    return;
+  }
+  out_.append(R"(,"entries":[)");
+  for (const WalkStep& step : row.walk->steps) {
+    if (&step != row.walk->steps.data()) out_.append(",");
+    out_.print(R"({{"level":"{}","table":"{:#x}","index":{},"raw":"{:#x}","flags":[)", step.level,
+               step.table.value, step.index, step.raw);
+    for (std::string_view rest = step.flags; !rest.empty();) {
+      const std::size_t comma = std::min(rest.find(','), rest.size());
+      if (rest.data() != step.flags.data()) out_.append(",");
+      out_.append(json_string(rest.substr(0, comma)));
+      rest.remove_prefix(std::min(comma + 1, rest.size()));
+    }
+    out_.append("]}");
+  }
+  out_.append("]}");
 }
 
 void JsonResults::end(std::string_view error) {

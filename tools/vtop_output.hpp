@@ -29,6 +29,7 @@ struct Row {
   Extent extent;
   VirtAddr shown;                    ///< the address asked for; extent.va for a run
   const FrameView* frame = nullptr;  ///< null: not asked for, or no frame
+  const PageWalk* walk = nullptr;    ///< of a single address through page tables
 };
 
 enum class Column : std::uint8_t {
@@ -41,6 +42,8 @@ enum class Column : std::uint8_t {
   leaf,
   bits,
   swap,
+  pte,
+  cache,
   backend,
   perms,
   offset,
@@ -65,6 +68,8 @@ std::string column_names();
 std::vector<Column> default_columns(bool frames);
 /// Whether one of them is a fact of frames.
 bool needs_frames(const std::vector<Column>& columns);
+/// Whether one of them is the bits that pagemap alone tells.
+bool needs_bits(const std::vector<Column>& columns);
 
 /// Looks up what a VMA's line does not say, once per VMA.
 class VmaDetails {
@@ -100,6 +105,8 @@ class Table {
   bool row(const Row& row);
   /// One address as lines of "key value".
   bool block(const Row& row);
+  /// The entry of each level (--walk).
+  bool walk(const PageWalk& walk);
 
  private:
   std::string cell(Column column, const Row& row);
@@ -126,6 +133,7 @@ class JsonResults {
 
  private:
   void group(const Vma* vma);
+  void pte(const Row& row);
   void newline();
   Output& out_;
   VmaDetails& details_;

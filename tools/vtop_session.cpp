@@ -21,8 +21,8 @@ constexpr const char* hidden_hint =
     "PFNs take CAP_SYS_ADMIN in the initial user namespace: run as root";
 constexpr const char* hidden_recorded_hint =
     "it was recorded without CAP_SYS_ADMIN: record it again as root";
-constexpr const char* unseen_hint =
-    "only the page tables tell of such mappings, which this version does not read";
+constexpr int walk_attempts = 3;
+constexpr const char* walk_takes_addresses = "--walk takes single addresses";
 
 /// Says on stderr how far a long walk has come, from one second on. Only where nothing
 /// else is being printed to the same terminal.
@@ -63,18 +63,24 @@ class Vtop {
  public:
   Vtop(const VtopOptions& options, const Process& process, Translator& translator,
        std::vector<Column> columns)
-      : options_(options),
+      : columns_(std::move(columns)),
+        options_(options),
         process_(process),
         translator_(translator),
         page_size_(process.root().page_size()),
         inspector_(process),
         details_(inspector_),
-        table_(out_, details_, page_size_, std::move(columns), options.bytes,
-               use_color(options.color)) {}
+        table_(out_, details_, page_size_, columns_, options.bytes, use_color(options.color)),
+        page_bits_(options.json || needs_bits(columns_)) {}
 
   int run(const std::vector<std::string>& addresses) {
     if (options_.frames) open_frames();
     standing_error_ = document_error_;
+    if (options_.walk && (options_.watch || addresses.empty())) {
+      fail(options_.watch ? "--walk and --watch do not go together" : walk_takes_addresses,
+           "see --help");
+      return end(status_);
+    }
     if (options_.watch) return end(watch(addresses));
 
     const bool block = addresses.size() == 1 && addresses[0] != "-" && options_.columns.empty();
@@ -111,6 +117,17 @@ class Vtop {
     raise(Status::unanswered);
   }
 
+  /// Page tables show what pagemap does not: why they were of no use here.
+  std::string unseen_hint() const {
+    if (gate_asked_) return "[vsyscall] is the kernel's: no page table of the process holds it";
+    if (process_.root().recorded())
+      return "it was recorded through pagemap, and cannot be found out later";
+    const Error* const why = translator_.why_blind();
+    if (why == nullptr) return "page tables tell of such mappings: use --backend auto, bpf or kmod";
+    return fmt::format("page tables cannot be read: {}{}{}", to_string(*why),
+                       why->hint != nullptr ? "; " : "", why->hint != nullptr ? why->hint : "");
+  }
+
   int end(Status status) {
     if (hidden_seen_) {
       if (process_.root().recorded())
@@ -119,7 +136,7 @@ class Vtop {
         messages_.error("PFNs are hidden from this user", hidden_hint);
     }
     if (unseen_asked_)
-      messages_.error("an address lies in a mapping that pagemap does not show", unseen_hint);
+      messages_.error("an address lies in a mapping that pagemap does not show", unseen_hint());
     if (changed_asked_)
       messages_.error("an address kept changing while it was read",
                       "stop the process (SIGSTOP), or try again");
@@ -246,7 +263,10 @@ class Vtop {
   }
 
   WalkOptions walk_options() const {
-    return {.threads = options_.threads != 0 ? options_.threads : usable_cpus(2), .every_page = options_.pages, .stop = interrupted};
+    return {.threads = options_.threads != 0 ? options_.threads : usable_cpus(2),
+            .every_page = options_.pages,
+            .page_bits = page_bits_,
+            .stop = interrupted};
   }
 
   void whole_process() {
@@ -296,20 +316,62 @@ class Vtop {
   }
 
   void address(VirtAddr asked, bool block) {
-    auto translated = translate(process_, translator_, inspector_, asked);
+    std::optional<PageWalk> walk;
+    auto translated =
+        options_.walk ? walked(asked, walk) : translate(process_, translator_, inspector_, asked);
     if (!translated) return fail(translated.error());
+    // What page tables answered can be told down to the raw entry.
+    const Backend backend = translated->extent.backend;
+    if (json_ && !walk && backend != Backend::pagemap) {
+      if (Translator* const tables = translator_.page_tables())
+        walk = agreeing_walk(*tables, *translated);
+    }
     const Extent& extent = translated->extent;
     const Vma* vma = translated->vma ? &*translated->vma : nullptr;
     unseen_asked_ = unseen_asked_ || extent.state == PageState::unseen;
+    gate_asked_ = gate_asked_ || extent.reason == Reason::gate_vma;
     changed_asked_ = changed_asked_ || extent.state == PageState::changed;
     raise(status_of(extent.state));
     if (!block) heading();
     details_.in_order(false);
-    const Row row{vma, extent, asked};
+    const Row row{vma, extent, asked, nullptr, walk ? &*walk : nullptr};
     if (options_.frames && extent.state == PageState::resident)
       show_one_frame(row, block);
     else
       show(row, block && !json_);
+    if (options_.walk && walk && !json_) table_.walk(*walk);
+  }
+
+  /// The walk of the page, if it says what the translation says.
+  static std::optional<PageWalk> agreeing_walk(Translator& tables, const Translation& translation) {
+    const Extent& extent = translation.extent;
+    auto walk = tables.page_walk(extent.va);
+    if (!walk || walk->extent.state != extent.state ||
+        walk->extent.swap_offset != extent.swap_offset)
+      return {};
+    return std::move(*walk);
+  }
+
+  /// A translation and the page-table walk behind it.
+  Result<Translation> walked(VirtAddr asked, std::optional<PageWalk>& walk) {
+    Translator* const tables = translator_.page_tables();
+    if (tables == nullptr) {
+      auto refused = translator_.page_walk(page_size_.floor(asked));
+      if (!refused) return std::unexpected(std::move(refused.error()));
+    }
+    for (int left = walk_attempts; left > 0; --left) {
+      auto translated = translate(process_, *tables, inspector_, asked);
+      if (!translated || !translated->vma || translated->extent.state == PageState::unseen)
+        return translated;
+      walk = agreeing_walk(*tables, *translated);
+      if (walk) return translated;
+    }
+    auto translated = translate(process_, *tables, inspector_, asked);
+    if (translated) {
+      translated->extent.state = PageState::changed;
+      translated->extent.reason = Reason::vma_changed;
+    }
+    return translated;
   }
 
   void show_one_frame(const Row& row, bool block) {
@@ -375,8 +437,13 @@ class Vtop {
       case AddressExpression::Form::address:
         return address(e.start, block);
       case AddressExpression::Form::range:
+        if (options_.walk) return fail(fmt::format("{}: {}", text, walk_takes_addresses));
         return range({e.start, e.end});
       case AddressExpression::Form::name:
+        if (options_.walk) {
+          return fail(fmt::format("{}: {}", text, walk_takes_addresses),
+                      fmt::format("{}+0 is the first byte", text));
+        }
         found = for_each_named(e, [&](const Vma& vma) {
           range(vma.range);
           return !out_.failed() && !interrupted();
@@ -604,6 +671,7 @@ class Vtop {
     table_.row(row);
   }
 
+  const std::vector<Column> columns_;
   const VtopOptions& options_;
   const Process& process_;
   Translator& translator_;
@@ -613,6 +681,7 @@ class Vtop {
   VmaDetails details_;
   Output out_{interrupted};
   Table table_;
+  const bool page_bits_;  ///< they are shown
   std::optional<JsonResults> json_;
   std::optional<FrameReader> frames_;
   std::optional<Iomem> iomem_;
@@ -625,6 +694,7 @@ class Vtop {
   bool headed_ = false;
   bool hidden_seen_ = false;
   bool unseen_asked_ = false;
+  bool gate_asked_ = false;
   bool changed_asked_ = false;
 };
 

@@ -15,6 +15,7 @@ namespace vmem::tools {
 struct VtopOptions : CommonOptions {
   bool pages = false;
   bool frames = false;
+  bool walk = false;
   std::optional<double> watch;  ///< seconds
   std::uint64_t count = 0;      ///< looks; 0: no end
   unsigned threads = 0;         ///< 0: as there are CPUs, 2 at most

@@ -4,12 +4,14 @@
 #include <cerrno>
 #include <condition_variable>
 #include <ctime>
+#include <memory>
 #include <mutex>
 #include <new>
+#include <span>
 #include <system_error>
 #include <thread>
-#include <vector>
 
+#include "backends.hpp"
 #include "errors.hpp"
 #include "extent_builder.hpp"
 #include "pagemap_reader.hpp"
@@ -27,6 +29,8 @@ class SharedWalk {
       : process_(process), fd_(fd), reader_(reader), options_(options), range_(range) {}
 
   Result<void> run(ExtentSink sink) {
+    const auto runs = std::make_unique_for_overwrite<Extent[]>(slots * capacity);
+    for (std::size_t i = 0; i < slots; ++i) ring_[i].runs = runs.get() + i * capacity;
     std::jthread helper;
     try {
       helper = std::jthread([this] { help(); });
@@ -48,14 +52,17 @@ class SharedWalk {
       walk.changed_.notify_all();
     }
   };
-  static constexpr std::size_t capacity = 8192;  // runs held for a piece
-  static constexpr std::size_t slots = 4;
+  // Runs held for a piece: few, since one reader leaves them in its cache for the other to fetch.
+  static constexpr std::size_t capacity = 512;
+  // Many, so that hardly ever one of the two must sleep: waking up costs as much as a piece.
+  static constexpr std::size_t slots = 64;
 
   struct Slot {
     enum class State : std::uint8_t { free, reading, done } state = State::free;
     VaRange range;
     VirtAddr reached;  ///< short of range.end where the runs did not fit
-    std::vector<Extent> runs;
+    Extent* runs = nullptr;  ///< `capacity` of them
+    std::size_t count = 0;
     Result<void> result;
   };
 
@@ -63,9 +70,8 @@ class SharedWalk {
   Slot* claim() {
     Slot& slot = ring_[claimed_ % slots];
     if (range_.empty() || slot.state != Slot::State::free) return nullptr;
-    const std::uint64_t chunk = reader_.chunk_bytes();
     VirtAddr end = range_.end;
-    if (range_.bytes() > stride_) end = {(range_.start.value + stride_) / chunk * chunk};
+    if (range_.bytes() > stride_) end = {(range_.start.value + stride_) / piece_ * piece_};
     slot.range = {range_.start, end};
     range_.start = slot.range.end;
     slot.state = Slot::State::reading;
@@ -76,15 +82,14 @@ class SharedWalk {
   /// Never throws: one of the two threads has nobody to catch it.
   static void fill(Slot& slot, PagemapReader& reader) {
     slot.reached = slot.range.end;
-    slot.runs.clear();
+    slot.count = 0;
     try {
-      slot.runs.reserve(capacity);
       slot.result = reader.read(slot.range, [&](const Extent& run) {
-        if (slot.runs.size() == capacity) {
+        if (slot.count == capacity) {
           slot.reached = run.va;
           return false;
         }
-        slot.runs.push_back(run);
+        slot.runs[slot.count++] = run;
         return true;
       });
     } catch (const std::bad_alloc&) {
@@ -128,12 +133,12 @@ class SharedWalk {
       }
       // Many runs in a piece mean small pieces; few mean that larger ones are cheap.
       if (slot.reached != slot.range.end)
-        stride_ = std::max(stride_ / 2, reader_.chunk_bytes());
-      else if (slot.runs.size() < capacity / 8)
+        stride_ = std::max(stride_ / 2, piece_);
+      else if (slot.count < capacity / 8)
         stride_ = std::min(stride_ * 2, std::uint64_t{1} << 40);
       lock.unlock();
       if (options_.stopped()) return {};  // the piece may be short
-      for (const Extent& run : slot.runs) {
+      for (const Extent& run : std::span(slot.runs, slot.count)) {
         if (!sink(run)) return {};
       }
       if (!slot.result) return std::move(slot.result);
@@ -157,7 +162,10 @@ class SharedWalk {
   std::mutex mutex_;
   std::condition_variable changed_;
   VaRange range_;  ///< not given out yet
-  std::uint64_t stride_ = reader_.stride();
+  /// The smallest piece: whole huge leaves, and no more runs than a slot holds.
+  const std::uint64_t piece_ =
+      std::max(capacity * process_.root().page_size().bytes(), reader_.leaf_bytes());
+  std::uint64_t stride_ = reader_.dense() ? piece_ : reader_.stride();
   std::size_t claimed_ = 0;
   bool stop_ = false;
   Slot ring_[slots];
@@ -215,23 +223,7 @@ class PagemapTranslator final : public Translator {
 
 }  // namespace
 
-Translator::~Translator() = default;
-
-Result<PageWalk> Translator::page_walk(VirtAddr page) {
-  return std::unexpected(Error{.code = Errc::not_supported,
-                               .what = "walking page tables",
-                               .path = {},
-                               .address = page.value,
-                               .hint = "pagemap has none: use --backend bpf or kmod"});
-}
-
-Result<std::unique_ptr<Translator>> open_translator(const Process& process, Backend backend) {
-  if (backend != Backend::pagemap) {
-    return std::unexpected(Error{.code = Errc::not_supported,
-                                 .what = backend == Backend::bpf ? "backend bpf" : "backend kmod",
-                                 .path = {},
-                                 .hint = "this version reads page facts from pagemap alone"});
-  }
+Result<std::unique_ptr<Translator>> open_pagemap(const Process& process) {
   auto fd = process.open_file("pagemap");
   if (!fd) return std::unexpected(std::move(fd.error()));
   return std::make_unique<PagemapTranslator>(process, std::move(*fd));

@@ -35,6 +35,8 @@ class PagemapReader {
   /// A good number of bytes to ask for at a time: more where little is populated.
   std::uint64_t stride() const { return dense_ ? chunk_bytes_ : window_; }
   std::uint64_t chunk_bytes() const { return chunk_bytes_; }
+  std::uint64_t leaf_bytes() const { return pmd_size_.bytes(); }
+  bool dense() const { return dense_; }
 
  private:
   struct Region {  // struct page_region of include/uapi/linux/fs.h

@@ -96,12 +96,18 @@ class Finisher {
   bool live_;
 };
 
+/// Whether this source could not see, and page tables would tell.
+bool blind(const Extent& extent) {
+  return extent.state == PageState::unseen && extent.reason != Reason::gate_vma;
+}
+
 class Walk {
  public:
   Walk(const Process& process, Translator& translator, VmaInspector& inspector, VaRange range,
        bool report_gaps, const WalkOptions& options, VmaExtentSink sink)
       : process_(process),
-        translator_(translator),
+        translator_(translator.for_walk(range.bytes(), options)),
+        fallback_(translator),
         finisher_(inspector, !process.root().recorded()),
         page_size_(process.root().page_size()),
         range_(range.end.value != 0 ? range
@@ -227,11 +233,13 @@ class Walk {
       auto same = end_of_batch ? unchanged_in_stream(vma) : unchanged(vma);
       if (!same) return std::unexpected(std::move(same.error()));
       if (*same) {
-        for (; i < j && open_; ++i) emit(vma, held_[i].extent);
+        for (; i < j && open_; ++i) {
+          if (auto emitted = finish_and_emit(vma, held_[i].extent); !emitted) return emitted;
+        }
       } else {
         // The VMA stays in batch_, so the buffer may be used again meanwhile.
         const VaRange range{held_[i].extent.va, held_[j - 1].extent.end()};
-        if (auto read = read_again(range); !read) return read;
+        if (auto read = read_again(range, translator_); !read) return read;
       }
       i = j;
     }
@@ -257,8 +265,21 @@ class Walk {
     return *now == vma;
   }
 
-  /// Reads a range whose VMA moved: VMA by VMA as they are now, a bounded number of times.
-  Result<void> read_again(VaRange range) {
+  /// What pagemap is blind to is asked of the page tables, where these can be read.
+  Result<void> finish_and_emit(const Vma& vma, Extent extent) {
+    if (!translator_.sees_pfnmap()) {
+      finisher_.finish(vma, asked(vma), extent);
+      if (blind(extent)) {
+        if (Translator* const tables = fallback_.page_tables())
+          return read_again({extent.va, extent.end()}, *tables);
+      }
+    }
+    emit(vma, extent, translator_);
+    return {};
+  }
+
+  /// Reads a range again: VMA by VMA as they are now, a bounded number of times.
+  Result<void> read_again(VaRange range, Translator& source) {
     int left = attempts;
     while (!range.empty() && open_) {
       auto vma = vma_from(process_, range.start);
@@ -274,14 +295,15 @@ class Walk {
         if (!same) failed = std::unexpected(std::move(same.error()));
         moved = same && !*same;
         if (!failed || moved) return false;
-        for (const Extent& extent : got) {
-          if (open_) emit(**vma, extent);
+        for (Extent extent : got) {
           done = extent.end();
+          if (!source.sees_pfnmap()) finisher_.finish(**vma, asked(**vma), extent);
+          if (open_) emit(**vma, extent, source);
         }
         got.clear();
         return open_;
       };
-      auto walked = translator_.walk(part, options_, [&](const Extent& extent) {
+      auto walked = source.walk(part, options_, [&](const Extent& extent) {
         got.push_back(extent);
         return got.size() < held_back || flush();
       });
@@ -294,10 +316,12 @@ class Walk {
         continue;
       }
       if (moved) {
-        emit(**vma, {.va = done,
-                     .bytes = part.end - done,
-                     .state = PageState::changed,
-                     .reason = Reason::vma_changed});
+        emit(**vma,
+             {.va = done,
+              .bytes = part.end - done,
+              .state = PageState::changed,
+              .reason = Reason::vma_changed},
+             source);
         left = 1;  // it does not keep still: one try for each of the rest
       }
       range.start = part.end;
@@ -305,11 +329,10 @@ class Walk {
     return {};
   }
 
-  void emit(const Vma& vma, Extent extent) {
+  void emit(const Vma& vma, Extent extent, const Translator& source) {
     if (report_gaps_) emit_gap(extent.va);
     if (!open_) return;
-    finisher_.finish(vma, asked(vma), extent);
-    extent.backend = translator_.backend();
+    extent.backend = source.backend();
     cursor_ = extent.end();
     open_ = sink_(&vma, extent);
   }
@@ -339,6 +362,7 @@ class Walk {
 
   const Process& process_;
   Translator& translator_;
+  Translator& fallback_;  ///< knows who sees where translator_ is blind
   Finisher finisher_;
   const PageSize page_size_;
   const VaRange range_;
@@ -412,12 +436,23 @@ Result<Translation> translate(const Process& process, Translator& translator,
       extent.reason = Reason::gate_vma;
       return Translation{std::move(vma), extent};
     }
-    auto walked = translator.walk({page, page + page_size.bytes()}, {}, [&](const Extent& read) {
-      extent = read;
-      return true;
-    });
-    if (!walked) return std::unexpected(std::move(walked.error()));
-    extent.backend = translator.backend();
+    Translator* source = &translator;
+    for (;;) {
+      auto walked = source->walk({page, page + page_size.bytes()}, {}, [&](const Extent& read) {
+        extent = read;
+        return true;
+      });
+      if (!walked) return std::unexpected(std::move(walked.error()));
+      if (!source->sees_pfnmap()) {
+        Finisher{inspector, !process.root().recorded()}.finish(
+            *vma, {page, page + page_size.bytes()}, extent);
+      }
+      extent.backend = source->backend();
+      if (!blind(extent) || source->sees_pfnmap()) break;
+      Translator* const tables = translator.page_tables();
+      if (tables == nullptr) break;
+      source = tables;
+    }
     if (!process.root().recorded()) {
       auto again = vma_of_page();
       if (!again) return std::unexpected(std::move(again.error()));
@@ -426,8 +461,6 @@ Result<Translation> translate(const Process& process, Translator& translator,
         return std::unexpected(std::move(alive.error()));
       }
     }
-    Finisher{inspector, !process.root().recorded()}.finish(*vma, {page, page + page_size.bytes()},
-                                                           extent);
     return Translation{std::move(vma), extent};
   }
   extent = {.va = page,

@@ -66,8 +66,8 @@ const Case cases[] = {
      "--sysroot swapped 77 -o va,size,state,swap,bits,reason 7f5500000000-7f5500020000"},
     {"range-all-columns",
      "--sysroot arm64-64k 2001 -f -o "
-     "va,end,size,state,pa,pfn,leaf,bits,swap,backend,perms,offset,dev,inode,class,kind,flags,"
-     "mapcount,memcg,node,region,vmflags,name,reason "
+     "va,end,size,state,pa,pfn,leaf,bits,swap,pte,cache,backend,perms,offset,dev,inode,class,kind,"
+     "flags,mapcount,memcg,node,region,vmflags,name,reason "
      "fffd80000000+512K"},
     {"whole", "--sysroot x86-64 1042"},
     {"whole-hidden", "--sysroot hidden 300"},

@@ -139,6 +139,8 @@ struct WalkOptions {
   unsigned threads = 1;
   /// Read the entry of every page, also in huge leaves: no leaf_sampled extents.
   bool every_page = false;
+  /// All page_bits are wanted. Where they are not, a source that knows fewer may serve.
+  bool page_bits = true;
   /// Asked now and then, from any of the threads, also while there is nothing to deliver;
   /// true ends the walk as if the sink had. Once true it must stay so.
   bool (*stop)() = nullptr;
@@ -184,11 +186,24 @@ class VMEM_EXPORT Translator {
   /// Every level's entry for the page at `page`. Errors: as walk(), and not_supported where
   /// the source is not the page tables.
   virtual Result<PageWalk> page_walk(VirtAddr page);
+
+  /// The source to walk some `bytes` of address space with: this one, or what it knows to be
+  /// better for that.
+  virtual Translator& for_walk(std::uint64_t bytes, const WalkOptions& options);
+  /// The source that sees what this one is blind to; null if there is none. May take some
+  /// milliseconds when asked first.
+  virtual Translator* page_tables();
+  /// Why page_tables() was null, where that is known.
+  virtual const Error* why_blind() const;
 };
 
-/// Opens the source for `process`. Errors: permission, no_user_memory, no_process.
+/// Opens one source for `process`, which must outlive it. Errors: permission, no_user_memory,
+/// no_process; not_supported where this machine or build does not have it.
 VMEM_EXPORT Result<std::unique_ptr<Translator>> open_translator(const Process& process,
-                                                                Backend backend = Backend::pagemap);
+                                                                Backend backend);
+/// Opens what serves best: pagemap, and behind it page tables (BPF, else the kernel module)
+/// where pagemap is blind and for long walks that can do without its page_bits.
+VMEM_EXPORT Result<std::unique_ptr<Translator>> open_translator(const Process& process);
 
 /// What this translator's reader is shown. A live system has proven it; a recorded tree
 /// without a manifest tells it by its own first resident entries.

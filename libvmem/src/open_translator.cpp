@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: MIT
+/// Which source of page facts serves which question.
+#include <algorithm>
+#include <charconv>
+#include <optional>
+#include <utility>
+
+#include "backends.hpp"
+
+namespace vmem {
+namespace {
+
+/// From so many resident pages on, page tables through BPF pay: loading the program takes
+/// some 9 ms, and pagemap 30 ns a page (bench/README.md).
+constexpr std::uint64_t long_walk_pages = std::uint64_t{1} << 18;
+
+/// Field 2 of /proc/PID/statm, in pages (proc(5)). 0 where it cannot be told.
+std::uint64_t resident_pages(const Process& process) {
+  const auto text = process.read_file("statm", 4096);
+  if (!text) return 0;
+  const std::size_t space = text->find(' ');
+  if (space == std::string::npos) return 0;
+  std::uint64_t pages = 0;
+  std::from_chars(text->data() + space + 1, text->data() + text->size(), pages);
+  return pages;
+}
+
+/// pagemap, which costs nothing to open; page tables where pagemap is blind, and for long
+/// walks that do not ask for what pagemap alone tells.
+class Automatic final : public Translator {
+ public:
+  Automatic(const Process& process, std::unique_ptr<Translator> pagemap)
+      : process_(process), pagemap_(std::move(pagemap)) {}
+
+  Backend backend() const override { return pagemap_->backend(); }
+  std::uint8_t known_bits() const override { return pagemap_->known_bits(); }
+  bool sees_pfnmap() const override { return pagemap_->sees_pfnmap(); }
+
+  Result<void> walk(VaRange range, const WalkOptions& options, ExtentSink sink) override {
+    return pagemap_->walk(range, options, sink);
+  }
+
+  Result<PageWalk> page_walk(VirtAddr page) override {
+    if (Translator* const tables = page_tables()) return tables->page_walk(page);
+    return why_blind_ ? std::unexpected(*why_blind_) : Translator::page_walk(page);
+  }
+
+  Translator& for_walk(std::uint64_t bytes, const WalkOptions& options) override {
+    const std::uint64_t pages = process_.root().page_size().pages(bytes);
+    if (options.page_bits || process_.root().recorded() || pages < long_walk_pages ||
+        resident_pages(process_) < long_walk_pages) {
+      return *pagemap_;
+    }
+    Translator* const tables = page_tables();
+    // The module answers entry by entry and is no faster than pagemap.
+    return tables != nullptr && tables->backend() == Backend::bpf ? *tables : *pagemap_;
+  }
+
+  Translator* page_tables() override {
+    if (!asked_ && !process_.root().recorded()) {
+      asked_ = true;
+      auto bpf = open_bpf(process_);
+      if (bpf) {
+        tables_ = std::move(*bpf);
+      } else if (auto kmod = open_kmod(process_)) {
+        tables_ = std::move(*kmod);
+      } else {
+        why_blind_ = std::move(bpf.error());
+      }
+    }
+    return tables_.get();
+  }
+
+  const Error* why_blind() const override { return why_blind_ ? &*why_blind_ : nullptr; }
+
+ private:
+  const Process& process_;
+  std::unique_ptr<Translator> pagemap_;
+  std::unique_ptr<Translator> tables_;
+  bool asked_ = false;
+  std::optional<Error> why_blind_;
+};
+
+}  // namespace
+
+#ifndef VMEM_WITH_BPF
+Result<std::unique_ptr<Translator>> open_bpf(const Process&) {
+  return std::unexpected(Error{.code = Errc::not_supported,
+                               .what = "backend bpf",
+                               .path = {},
+                               .hint = "libvmem was built without it (option bpf)"});
+}
+#endif
+
+Translator::~Translator() = default;
+
+Result<PageWalk> Translator::page_walk(VirtAddr page) {
+  return std::unexpected(Error{.code = Errc::not_supported,
+                               .what = "walking page tables",
+                               .path = {},
+                               .address = page.value,
+                               .hint = "pagemap shows none: use --backend auto, bpf or kmod"});
+}
+
+Translator& Translator::for_walk(std::uint64_t, const WalkOptions&) { return *this; }
+Translator* Translator::page_tables() { return sees_pfnmap() ? this : nullptr; }
+const Error* Translator::why_blind() const { return nullptr; }
+
+Result<std::unique_ptr<Translator>> open_translator(const Process& process, Backend backend) {
+  if (process.root().recorded() && backend != Backend::pagemap) {
+    return std::unexpected(Error{.code = Errc::not_supported,
+                                 .what = backend == Backend::bpf ? "backend bpf" : "backend kmod",
+                                 .path = {},
+                                 .hint = "a recorded system has pagemap alone"});
+  }
+  switch (backend) {
+    case Backend::pagemap:
+      return open_pagemap(process);
+    case Backend::bpf:
+      return open_bpf(process);
+    case Backend::kmod:
+      return open_kmod(process);
+  }
+  std::unreachable();
+}
+
+Result<std::unique_ptr<Translator>> open_translator(const Process& process) {
+  auto pagemap = open_pagemap(process);
+  if (!pagemap) return pagemap;
+  return std::make_unique<Automatic>(process, std::move(*pagemap));
+}
+
+}  // namespace vmem
