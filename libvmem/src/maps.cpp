@@ -45,6 +45,28 @@ bool take_flag(const char*& p, char set, bool& value) {
   return value || *p == '-' ? (++p, true) : false;
 }
 
+/// "OFFSET MAJOR:MINOR INODE", before a space or the end.
+bool take_file(const char*& p, const char* end, Vma& vma) {
+  std::uint64_t major = 0;
+  std::uint64_t minor = 0;
+  if (!take_hex(p, end, vma.offset) || !take(p, end, ' ')) return false;
+  if (!take_hex(p, end, major) || !take(p, end, ':')) return false;
+  if (!take_hex(p, end, minor) || !take(p, end, ' ')) return false;
+  if (major > UINT32_MAX || minor > UINT32_MAX) return false;
+  vma.dev_major = static_cast<std::uint32_t>(major);
+  vma.dev_minor = static_cast<std::uint32_t>(minor);
+  std::uint64_t inode = 0;
+  const char* const digits = p;
+  while (p != end && static_cast<unsigned>(*p - '0') < 10) {
+    const auto digit = static_cast<unsigned>(*p++ - '0');
+    if (inode > (UINT64_MAX - digit) / 10) return false;
+    inode = inode * 10 + digit;
+  }
+  if (p == digits || (p != end && *p != ' ')) return false;
+  vma.inode = inode;
+  return true;
+}
+
 /// Undoes seq_path()'s escape of the newline, the only character it escapes in maps.
 void assign_unescaped(std::string& out, std::string_view raw) {
   out.assign(raw);
@@ -77,8 +99,6 @@ std::string permissions(const Vma& vma) {
 bool parse_maps_line(std::string_view line, Vma& vma) {
   const char* p = line.data();
   const char* const end = p + line.size();
-  std::uint64_t major = 0;
-  std::uint64_t minor = 0;
   if (!take_hex(p, end, vma.range.start.value) || !take(p, end, '-')) return false;
   if (!take_hex(p, end, vma.range.end.value) || !take(p, end, ' ')) return false;
   if (end - p < 5) return false;
@@ -89,21 +109,16 @@ bool parse_maps_line(std::string_view line, Vma& vma) {
   vma.shared = *p == 's';
   if (!vma.shared && *p != 'p') return false;
   ++p;
-  if (!take(p, end, ' ') || !take_hex(p, end, vma.offset) || !take(p, end, ' ')) return false;
-  if (!take_hex(p, end, major) || !take(p, end, ':')) return false;
-  if (!take_hex(p, end, minor) || !take(p, end, ' ')) return false;
-  if (major > UINT32_MAX || minor > UINT32_MAX) return false;
-  vma.dev_major = static_cast<std::uint32_t>(major);
-  vma.dev_minor = static_cast<std::uint32_t>(minor);
-  std::uint64_t inode = 0;
-  const char* const digits = p;
-  while (p != end && static_cast<unsigned>(*p - '0') < 10) {
-    const auto digit = static_cast<unsigned>(*p++ - '0');
-    if (inode > (UINT64_MAX - digit) / 10) return false;
-    inode = inode * 10 + digit;
+  if (!take(p, end, ' ')) return false;
+  // Most mappings have no file. The rest of their lines is always the same.
+  constexpr std::string_view no_file = "00000000 00:00 0 ";
+  if (static_cast<std::size_t>(end - p) >= no_file.size() &&
+      std::memcmp(p, no_file.data(), no_file.size()) == 0) {
+    p += no_file.size();
+    vma.offset = vma.inode = vma.dev_major = vma.dev_minor = 0;
+  } else if (!take_file(p, end, vma)) {
+    return false;
   }
-  if (p == digits || (p != end && *p != ' ')) return false;
-  vma.inode = inode;
   // Names start with '/', '[' or a word, never with a space: all spaces here are padding.
   while (p != end && *p == ' ') ++p;
   const std::string_view raw(p, static_cast<std::size_t>(end - p));
