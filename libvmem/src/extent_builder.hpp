@@ -60,6 +60,13 @@ class ExtentBuilder {
     return true;
   }
 
+  /// The same for a run that is known to be whole: it goes on nothing that was added, and
+  /// nothing will go on it.
+  bool hand_on(const Extent& whole) {
+    if (current_.bytes != 0 && !flush()) return false;
+    return open_ = sink_(whole);
+  }
+
   /// Hands on the last extent.
   bool flush() {
     if (current_.bytes != 0 && open_) open_ = sink_(current_);

@@ -10,6 +10,7 @@
 #include <span>
 #include <string>
 
+#include "extent_builder.hpp"
 #include "vmem/function_ref.hpp"
 #include "vmem/pages.hpp"
 
@@ -29,12 +30,22 @@ struct Format {
   std::array<CacheAttribute, 8> pat = {
       CacheAttribute::wb, CacheAttribute::wc, CacheAttribute::uc_minus, CacheAttribute::uc,
       CacheAttribute::wb, CacheAttribute::wp, CacheAttribute::uc_minus, CacheAttribute::wt};
-  /// arm64: MAIR_EL1, the meaning of AttrIndx.
+  /// x86: bit 58 of a read-only leaf is certain to be its dirty bit (_PAGE_SAVED_DIRTY, Linux 6.6;
+  /// before, it marked DAX pages). A written private page that mprotect() makes read-only shows it:
+  /// bit 6 gone, bit 58 set. While this is false it counts only where it cannot be the other.
+  bool saved_dirty = false;
+  /// arm64: MAIR_EL1, the meaning of AttrIndx; 0: not known, and so are the cache attributes.
   std::uint64_t mair = 0;
   bool lpa2 = false;  ///< arm64: 52-bit addresses with 4K or 16K granules (not by 64K's layout)
+  /// arm64: __SWP_TYPE_SHIFT, which stands for how the kernel writes entries that are not valid: 2
+  /// (until 5.18), 3 (until 6.10: PTE_SWP_EXCLUSIVE came), 6 (PTE_PRESENT_INVALID moved to bit 11,
+  /// uffd-wp came). 0: not known; PROT_NONE is then still told from swap, but swap entries are
+  /// Reason::unknown_entry.
+  std::uint8_t swap_type_shift = 0;
 
   /// Levels are counted from the leaf: 0 is the PTE level, levels - 1 the root.
   constexpr unsigned index_bits() const { return page_shift - 3U; }
+  /// Of a whole table. The root of arm64 has fewer where VA_BITS leaves it some bits only.
   constexpr unsigned entries() const { return 1U << index_bits(); }
   constexpr unsigned shift(unsigned level) const { return page_shift + level * index_bits(); }
   constexpr unsigned index(unsigned level, VirtAddr va) const {
@@ -44,22 +55,25 @@ struct Format {
 };
 
 enum class Kind : std::uint8_t {
-  none,     ///< empty
-  table,    ///< points to the next lower table
-  leaf,     ///< maps memory; PROT_NONE and NUMA-hinting entries too
-  swap,     ///< not present, but not empty: state and reason say what it is
-  invalid,  ///< no entry that the architecture allows here: reserved bits, a leaf too high up
+  none,  ///< empty
+  table,  ///< points to the next lower table
+  leaf,  ///< maps memory; PROT_NONE and NUMA-hinting entries too
+  swap,  ///< not present, but not empty: state and reason say what it is
+  /// No entry that Linux makes here: reserved bits, a leaf or swap entry too high up. Special,
+  /// unknown_entry. Where it was copied from a living table it rather is a sign that the copy is of
+  /// something else.
+  invalid,
 };
 
 /// What one entry says.
 struct Entry {
   Kind kind = Kind::none;
-  PageState state = PageState::absent;  ///< of a leaf or of what is not present
+  PageState state = PageState::absent;  ///< of a leaf or of what is not present; tables: absent
   Reason reason = Reason::none;
-  std::uint8_t bits = 0;       ///< page_bit::soft_dirty, uffd_wp
+  std::uint8_t bits = 0;  ///< page_bit::soft_dirty, uffd_wp
   std::uint8_t swap_type = 0;
-  std::uint16_t pte = 0;       ///< pte_bit; of this level alone
-  std::uint64_t value = 0;     ///< table, leaf: physical address in bytes; swap: offset in pages
+  std::uint16_t pte = 0;  ///< pte_bit; of this level alone
+  std::uint64_t value = 0;  ///< table, leaf: physical address in bytes; swap: offset in pages
 };
 
 /// `level` is 0 for PTEs. A swap entry follows the rules of pagemap_decode.hpp for what its
@@ -67,27 +81,39 @@ struct Entry {
 Entry decode(const Format& format, unsigned level, std::uint64_t raw);
 
 /// Permissions that upper levels take away (x86: RW, US and NX of every level; arm64: the
-/// table entries' APTable, XNTable, PXNTable).
+/// table entries' APTable and UXNTable).
 struct Limits {
   bool writable = true;
   bool user = true;
   bool executable = true;
+  friend constexpr bool operator==(const Limits&, const Limits&) = default;
 };
-Limits limits(const Format& format, Limits above, std::uint64_t table_entry);
+/// What holds below a table entry of `level`. NX in x86's root does not count: page-table isolation
+/// sets it in the kernel's copy, the one that is read, and the process runs on the other
+/// (pti_set_user_pgtbl()).
+Limits limits(const Format& format, unsigned level, Limits above, std::uint64_t table_entry);
 std::uint16_t limited(std::uint16_t pte, Limits limits);
 
 /// The kernel's name of a level, counted from the leaf: "pte", "pmd", "pud", "p4d", "pgd".
 /// The root is always "pgd" (levels between it and the top existing one are folded).
 const char* level_name(const Format& format, unsigned level);
 
-/// Every flag of an entry by its name, and bits without one as `bitN`; comma separated.
+/// Every flag of an entry by its name, and bits without one as `bitN`; comma separated. What is
+/// not present: its state, type and offset. All zero: "none".
 std::string flag_names(const Format& format, unsigned level, std::uint64_t raw);
 
-/// Runs of one table (all of it or a part): entries of `level`, the first of them for `va`.
-/// Calls `run` with what is not a table in ascending order, tiling; table entries are given
-/// to `descend` instead: descend(VirtAddr va, std::uint64_t raw). Both return false to stop;
-/// so does this. Equal neighbours are merged as far as is cheap: ExtentBuilder does the rest.
+/// Table entries: descend(VirtAddr va, std::uint64_t raw). False to stop.
 using Descend = FunctionRef<bool(VirtAddr, std::uint64_t)>;
+
+/// Decodes one table (all of it or a part): entries of `level`, the first of them for `va`. What is
+/// not a table goes to `out`, tiling, and table entries to `descend`, all in ascending order. False
+/// once one of them had enough. The entries are a copy: nothing else writes to them meanwhile. (The
+/// processor's reading of a contiguous range as one is only a flag: a leaf is what one entry maps.)
+bool decode_entries(const Format& format, unsigned level, VirtAddr va,
+                    std::span<const std::uint64_t> entries, Limits above, Backend backend,
+                    ExtentBuilder& out, Descend descend);
+
+/// The same, with merged runs for `run`; `descend` is called when all before it was handed on.
 bool decode_entries(const Format& format, unsigned level, VirtAddr va,
                     std::span<const std::uint64_t> entries, Limits above, Backend backend,
                     ExtentSink run, Descend descend);

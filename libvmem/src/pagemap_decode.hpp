@@ -27,6 +27,27 @@ struct Decoded {
   std::uint64_t value = 0;  ///< PFN or swap offset
 };
 
+/// What a swap entry means, wherever it stands: in pagemap or in a page table.
+constexpr void decode_swap(std::uint8_t type, std::uint64_t offset, Decoded& d) {
+  if (type == marker_type) {
+    // Guard regions are older (6.13) than their pagemap bit (6.15).
+    d.state = offset == marker_guard ? PageState::guard : PageState::special;
+    if (offset == marker_uffd_wp)
+      d.reason = Reason::uffd_wp_marker;
+    else if (offset == marker_poisoned)
+      d.reason = Reason::poison_marker;
+    else if (offset != marker_guard)
+      d.reason = Reason::other_marker;
+  } else if (type >= first_special_type) {
+    d.state = PageState::special;
+    d.reason = Reason::migration_or_device;
+  } else {
+    d.state = PageState::swapped;
+    d.swap_type = type;
+    d.value = offset;
+  }
+}
+
 /// `proven`: this reader is known to be shown PFNs, so that PFN 0 is frame 0; otherwise a
 /// zero field means that it is hidden.
 constexpr Decoded decode(std::uint64_t entry, bool proven) {
@@ -43,22 +64,8 @@ constexpr Decoded decode(std::uint64_t entry, bool proven) {
     if (!proven && (entry & pfn_mask) == 0) {
       d.state = PageState::swapped;
       d.reason = Reason::swap_fields_hidden;
-    } else if (type == marker_type) {
-      // Guard regions are older (6.13) than their pagemap bit (6.15).
-      d.state = offset == marker_guard ? PageState::guard : PageState::special;
-      if (offset == marker_uffd_wp)
-        d.reason = Reason::uffd_wp_marker;
-      else if (offset == marker_poisoned)
-        d.reason = Reason::poison_marker;
-      else if (offset != marker_guard)
-        d.reason = Reason::other_marker;
-    } else if (type >= first_special_type) {
-      d.state = PageState::special;
-      d.reason = Reason::migration_or_device;
     } else {
-      d.state = PageState::swapped;
-      d.swap_type = type;
-      d.value = offset;
+      decode_swap(type, offset, d);
     }
   }
   return d;

@@ -578,6 +578,8 @@ std::string_view to_string(Reason reason) {
       return "migration, device-private or poison entry";
     case Reason::vma_changed:
       return "the VMA was remapped while it was read";
+    case Reason::unknown_entry:
+      return "page-table entry of an unknown form";
   }
   return "";
 }

@@ -325,6 +325,6 @@ TEST_CASE("names of states, backends and reasons") {
   CHECK(to_string(Reason::none).empty());
   CHECK(to_string(Reason::pfnmap).find("VM_PFNMAP") != std::string_view::npos);
   CHECK(to_string(Reason::maybe_pfnmap).find("VM_PFNMAP") != std::string_view::npos);
-  for (int reason = 1; reason <= static_cast<int>(Reason::vma_changed); ++reason)
+  for (int reason = 1; reason <= static_cast<int>(Reason::unknown_entry); ++reason)
     CHECK_FALSE(to_string(static_cast<Reason>(reason)).empty());
 }

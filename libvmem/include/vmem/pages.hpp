@@ -47,6 +47,7 @@ enum class Reason : std::uint8_t {
   other_marker,         ///< special: a page-table marker this library does not know
   migration_or_device,  ///< special: migration, device-private or poison entry
   vma_changed,          ///< changed: the VMA was remapped during the read
+  unknown_entry,        ///< special: a page-table entry of a form this library does not know
 };
 
 enum class Backend : std::uint8_t { pagemap, bpf, kmod };
