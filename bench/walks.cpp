@@ -30,7 +30,7 @@ struct Sum {
   }
 };
 
-enum class How : std::uint8_t { walk, walk_two_threads, translate };
+enum class How : std::uint8_t { walk, walk_two_threads, walk_bpf, translate, translate_bpf };
 
 void all_pfns(benchmark::State& state, const std::string& workload, How how) {
   Subject* const s = subject(state, workload);
@@ -42,15 +42,23 @@ void all_pfns(benchmark::State& state, const std::string& workload, How how) {
   Sum ours{{}, page_size};
   plain_sum plain{};
 
+  Translator* source = s->translator.get();
+  std::unique_ptr<Translator> by_bpf;
+  if (how == How::walk_bpf || how == How::translate_bpf) {
+    auto opened = open_translator(s->process, Backend::bpf);
+    if (!opened) return state.SkipWithError(to_string(opened.error()).c_str());
+    by_bpf = std::move(*opened);
+    source = by_bpf.get();
+  }
   const auto library = [&]() -> std::string {
     ours.sum = {};
     Result<void> result;
-    if (how == How::translate) {
+    if (how == How::translate || how == How::translate_bpf) {
       VmaInspector inspector{s->process};
-      result = translate(s->process, *s->translator, inspector, range, {},
+      result = translate(s->process, *source, inspector, range, {},
                          [&](const Vma*, const Extent& e) { return ours(e); });
     } else {
-      result = s->translator->walk(range, {.threads = how == How::walk ? 1U : 2U}, ours);
+      result = source->walk(range, {.threads = how == How::walk_two_threads ? 2U : 1U}, ours);
     }
     return result ? "" : to_string(result.error());
   };
@@ -111,19 +119,30 @@ void register_walks() {
       ->Iterations(pairs(15))
       ->Unit(benchmark::kMillisecond);
   add("anon", "translate", How::translate, 15);
+  add("anon", "walk, bpf", How::walk_bpf, 15);
+  add("anon", "translate, bpf", How::translate_bpf, 15);
   add("thp", "walk", How::walk, 15);
+  add("thp", "walk, bpf", How::walk_bpf, 15);
   add("shm", "walk, 1 thread", How::walk, 15);
   add("shm", "walk, 2 threads", How::walk_two_threads, 15);
+  add("shm", "walk, bpf", How::walk_bpf, 15);
   add("hugetlb", "walk", How::walk, 15);
+  add("hugetlb", "walk, bpf", How::walk_bpf, 15);
   add("file", "walk", How::walk, 15);
+  add("file", "walk, bpf", How::walk_bpf, 15);
   // The plain loop takes seconds here, and the ratio is far from 1.
   add("sparse-worst", "walk", How::walk, 1);
+  add("sparse-worst", "walk, bpf", How::walk_bpf, 1);
   add("sparse-clustered", "translate", How::translate, 1);
   add("sparse-clustered", "walk", How::walk, 1);
+  add("sparse-clustered", "walk, bpf", How::walk_bpf, 1);
   add("sparse-untouched", "translate", How::translate, 1);
   add("sparse-untouched", "walk", How::walk, 1);
+  add("sparse-untouched", "walk, bpf", How::walk_bpf, 1);
   add("vmas", "walk, neighbours merged", How::walk, 15);
+  add("vmas", "walk, bpf", How::walk_bpf, 15);
   add("vmas", "translate", How::translate, 15);
+  add("vmas", "translate, bpf", How::translate_bpf, 15);
 }
 
 }  // namespace vmem::bench

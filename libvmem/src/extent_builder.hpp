@@ -47,8 +47,28 @@ class ExtentBuilder {
  public:
   ExtentBuilder(PageSize page_size, ExtentSink sink) : page_size_(page_size), sink_(sink) {}
 
+  /// page_bit that every run has from now on.
+  void mark(std::uint8_t bits) { marks_ = bits; }
+
   /// False once the sink has had enough.
-  bool add(const Extent& run) {
+  bool add(const Extent& run) { return has_marks(run) ? merge(run) : merge(marked(run)); }
+
+  /// The same for a run that is known to be whole: it goes on nothing that was added, and
+  /// nothing will go on it.
+  bool hand_on(const Extent& whole) {
+    if (current_.bytes != 0 && !flush()) return false;
+    return open_ = has_marks(whole) ? sink_(whole) : sink_(marked(whole));
+  }
+
+  /// Hands on the last extent.
+  bool flush() {
+    if (current_.bytes != 0 && open_) open_ = sink_(current_);
+    current_.bytes = 0;
+    return open_;
+  }
+
+ private:
+  bool merge(const Extent& run) {
     if (current_.bytes != 0 && continues(current_, run, page_size_)) {
       current_.bytes += run.bytes;
       if (current_.leaf_shift != run.leaf_shift) current_.leaf_shift = 0;
@@ -60,24 +80,16 @@ class ExtentBuilder {
     return true;
   }
 
-  /// The same for a run that is known to be whole: it goes on nothing that was added, and
-  /// nothing will go on it.
-  bool hand_on(const Extent& whole) {
-    if (current_.bytes != 0 && !flush()) return false;
-    return open_ = sink_(whole);
+  bool has_marks(const Extent& run) const { return (marks_ & ~run.bits) == 0; }
+  Extent marked(Extent run) const {
+    run.bits |= marks_;
+    return run;
   }
 
-  /// Hands on the last extent.
-  bool flush() {
-    if (current_.bytes != 0 && open_) open_ = sink_(current_);
-    current_.bytes = 0;
-    return open_;
-  }
-
- private:
   PageSize page_size_;
   ExtentSink sink_;
   Extent current_;
+  std::uint8_t marks_ = 0;
   bool open_ = true;
 };
 

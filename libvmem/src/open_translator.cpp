@@ -83,7 +83,7 @@ class Automatic final : public Translator {
 
 }  // namespace
 
-#ifndef VMEM_WITH_BPF
+#if !VMEM_BPF
 Result<std::unique_ptr<Translator>> open_bpf(const Process&) {
   return std::unexpected(Error{.code = Errc::not_supported,
                                .what = "backend bpf",
@@ -111,7 +111,7 @@ Result<std::unique_ptr<Translator>> open_translator(const Process& process, Back
     return std::unexpected(Error{.code = Errc::not_supported,
                                  .what = backend == Backend::bpf ? "backend bpf" : "backend kmod",
                                  .path = {},
-                                 .hint = "a recorded system has pagemap alone"});
+                                 .hint = "a recorded system has no page tables: use --backend pagemap"});
   }
   switch (backend) {
     case Backend::pagemap:

@@ -97,6 +97,28 @@ TEST_CASE("a sink that has had enough gets no more") {
   CHECK(seen == 2);
 }
 
+TEST_CASE("marks are added to what comes, and what they make alike is one extent") {
+  std::vector<Extent> out;
+  const auto sink = [&](const Extent& e) {
+    out.push_back(e);
+    return true;
+  };
+  ExtentBuilder builder{p, sink};
+  Extent dirty = run(1, 1, PageState::resident, 2);
+  dirty.bits = page_bit::soft_dirty;
+  builder.mark(page_bit::soft_dirty);
+  CHECK(builder.add(run(0, 1, PageState::resident, 1)));
+  CHECK(builder.add(dirty));
+  builder.mark(0);
+  CHECK(builder.add(run(2, 1, PageState::resident, 3)));
+  builder.mark(page_bit::uffd_wp);
+  CHECK(builder.hand_on(run(3, 1, PageState::resident, 9)));
+  REQUIRE(out.size() == 3);
+  CHECK((out[0].bytes == 2 * p.bytes() && out[0].bits == page_bit::soft_dirty));
+  CHECK((out[1].bytes == p.bytes() && out[1].bits == 0));
+  CHECK(out[2].bits == page_bit::uffd_wp);
+}
+
 TEST_CASE("cutting an extent anywhere and merging gives it back") {
   std::mt19937_64 random(6);
   for (int i = 0; i < 2000; ++i) {
