@@ -17,11 +17,11 @@ constexpr std::uint64_t bits(unsigned high, unsigned low) {
   return (~std::uint64_t{0} >> (63 - high)) & (~std::uint64_t{0} << low);
 }
 
-/// How the raw values of neighbouring leaves are alike: all of it that is neither the frame nor set
-/// by the processor page by page must be the same for them to differ in nothing else.
 constexpr unsigned varies_factor = pte_bit::accessed_varies / pte_bit::accessed;
 static_assert(pte_bit::dirty_varies / pte_bit::dirty == varies_factor);
 
+/// How the raw values of neighbouring leaves are alike: all of it that is neither the frame nor set
+/// by the processor page by page must be the same for them to differ in nothing else.
 struct Fields {
   std::uint64_t frame = 0;  ///< of the address, the bits that stand where they are in the address
   std::uint64_t usage = 0;  ///< pte_bit::accessed and dirty, where they are the entry's own bits

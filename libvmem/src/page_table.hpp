@@ -22,7 +22,7 @@ enum class Architecture : std::uint8_t { x86_64, arm64 };
 struct Format {
   Architecture architecture = Architecture::x86_64;
   std::uint8_t levels = 4;      ///< x86-64: 4 or 5; arm64: 2 to 5
-  std::uint8_t page_shift = 12; ///< x86-64: 12; arm64: 12, 14 or 16
+  std::uint8_t page_shift = 12;  ///< x86-64: 12; arm64: 12, 14 or 16
   /// Bits of an address that mark encryption (SME's C bit, TDX's shared bit); not part of it.
   std::uint64_t encryption_mask = 0;
   /// x86: PAT entry -> memory type, by PWT | PCD << 1 | PAT << 2, as Linux programs the MSR

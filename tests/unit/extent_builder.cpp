@@ -84,6 +84,73 @@ TEST_CASE("swap slots count as frames do") {
   CHECK(built({run(0, 2, PageState::swapped, 7), run(2, 1, PageState::swapped, 8)}).size() == 2);
 }
 
+TEST_CASE("what the processor sets page by page ends no extent, and says so") {
+  constexpr std::uint16_t known = pte_bit::known | pte_bit::writable;
+  constexpr std::uint16_t a = pte_bit::accessed, d = pte_bit::dirty;
+  // Any pages of any usage: a bit is set if all have it, and varies if some have.
+  const std::uint16_t usages[] = {0, a, d, a | d};
+  for (unsigned pattern = 0; pattern < 4 * 4 * 4 * 4; ++pattern) {
+    CAPTURE(pattern);
+    std::vector<Extent> runs;
+    unsigned all = a | d, some = 0;
+    for (unsigned page = 0; page < 4; ++page) {
+      Extent e = run(page, 1, PageState::resident, 100 + page);
+      const std::uint16_t usage = usages[pattern >> (2 * page) & 3];
+      e.pte = known | usage;
+      all &= usage;
+      some |= usage;
+      runs.push_back(e);
+    }
+    unsigned expected = known | all;
+    if ((some & ~all & a) != 0) expected |= pte_bit::accessed_varies;
+    if ((some & ~all & d) != 0) expected |= pte_bit::dirty_varies;
+    const auto out = built(runs);
+    REQUIRE(out.size() == 1);
+    CHECK(out[0].pte == expected);
+    // In whatever order they are put together
+    Extent left = built({runs[0], runs[1]})[0], right = built({runs[2], runs[3]})[0];
+    CHECK(built({left, right})[0].pte == expected);
+    CHECK(merged_usage(right.pte, left.pte) == expected);
+  }
+}
+
+TEST_CASE("every other bit of the page-table entry does end an extent") {
+  for (unsigned n = 0; n < 16; ++n) {
+    CAPTURE(n);
+    Extent first = run(0, 1, PageState::resident, 5), second = run(1, 1, PageState::resident, 6);
+    first.pte = second.pte = pte_bit::known | pte_bit::cache(CacheAttribute::wc);
+    second.pte = static_cast<std::uint16_t>(second.pte ^ 1U << n);
+    const bool usage = (pte_bit::usage >> n & 1) != 0;
+    CHECK(usage == (n >= 5 && n <= 8));
+    CHECK(built({first, second}).size() == (usage ? 1 : 2));
+  }
+}
+
+TEST_CASE("a whole run goes past the builder, after what it holds") {
+  std::vector<Extent> out;
+  bool open = true;
+  const auto sink = [&](const Extent& e) {
+    out.push_back(e);
+    return open;
+  };
+  ExtentBuilder builder{p, sink};
+  CHECK(builder.hand_on(run(0, 1, PageState::resident, 1)));
+  CHECK(out.size() == 1);
+  CHECK(builder.add(run(1, 1, PageState::resident, 5)));
+  CHECK(out.size() == 1);
+  CHECK(builder.hand_on(run(2, 1, PageState::resident, 9)));
+  REQUIRE(out.size() == 3);
+  CHECK(out[1].pfn == Pfn{5});
+  CHECK(out[2].pfn == Pfn{9});
+  CHECK(builder.add(run(3, 1, PageState::resident, 20)));
+  open = false;
+  CHECK_FALSE(builder.hand_on(run(4, 1, PageState::resident, 30)));
+  CHECK(out.size() == 4);
+  CHECK_FALSE(builder.flush());
+  CHECK_FALSE(builder.hand_on(run(5, 1, PageState::resident, 40)));
+  CHECK(out.size() == 4);
+}
+
 TEST_CASE("nothing in, nothing out") { CHECK(built({}).empty()); }
 
 TEST_CASE("a sink that has had enough gets no more") {
