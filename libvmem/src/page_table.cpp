@@ -45,7 +45,6 @@ constexpr std::uint64_t prot_none = bit(8);  // only if not present
 constexpr std::uint64_t special = bit(9);
 constexpr std::uint64_t uffd_wp = bit(10);
 constexpr std::uint64_t soft_dirty = bit(11);
-constexpr std::uint64_t soft4 = bit(57);
 constexpr std::uint64_t soft5 = bit(58);
 constexpr unsigned pkey_shift = 59;
 constexpr std::uint64_t pkey = bits(62, 59);
@@ -386,7 +385,10 @@ std::size_t add_leaves(const Fields fields, bool inverted, std::span<const std::
     run.pfn = {high_pfn | frame >> page_shift};
     run.pte = usage_of(raw);
     std::uint64_t next = frame + step;  // carried out of the field it is no entry's
-    if (++at == end || ((raw = *at) & alike) != like) break;
+    ++at;
+    if (at == end) break;
+    raw = *at;
+    if ((raw & alike) != like) break;
     frame = frame_of(raw);
     if (frame == next) {
       std::uint64_t varies = 0;
@@ -394,7 +396,8 @@ std::size_t add_leaves(const Fields fields, bool inverted, std::span<const std::
       do {
         varies |= raw ^ run.pte;
         next += step;
-        if (++at == end) break;
+        ++at;
+        if (at == end) break;
         raw = *at;
         more = (raw & alike) == like;
         frame = frame_of(raw);
@@ -463,8 +466,9 @@ void name_swap(const Format& f, std::uint64_t raw, const Entry& e, Names& names)
   names.say("offset", swap.offset, 16);
 }
 
-void name_x86(const Format& f, unsigned level, std::uint64_t raw, const Entry& e, Names& names) {
-  using namespace x86;
+namespace x86 {
+
+void name(const Format& f, unsigned level, std::uint64_t raw, const Entry& e, Names& names) {
   switch (e.kind) {
     case Kind::swap:
       name_swap(f, raw, e, names);
@@ -516,8 +520,11 @@ void name_x86(const Format& f, unsigned level, std::uint64_t raw, const Entry& e
   names.flag(f.encryption_mask, "encryption");
 }
 
-void name_arm64(const Format& f, unsigned level, std::uint64_t raw, const Entry& e, Names& names) {
-  using namespace arm64;
+}  // namespace x86
+
+namespace arm64 {
+
+void name(const Format& f, unsigned level, std::uint64_t raw, const Entry& e, Names& names) {
   switch (e.kind) {
     case Kind::swap:
       name_swap(f, raw, e, names);
@@ -580,6 +587,8 @@ void name_arm64(const Format& f, unsigned level, std::uint64_t raw, const Entry&
   names.flag(f.encryption_mask, "encryption");
 }
 
+}  // namespace arm64
+
 }  // namespace
 
 Entry decode(const Format& format, unsigned level, std::uint64_t raw) {
@@ -590,10 +599,16 @@ Entry decode(const Format& format, unsigned level, std::uint64_t raw) {
     case Kind::none:
       break;
     case Kind::table:
-      x86 ? x86::decode_table(format, raw, e) : arm64::decode_table(format, raw, e);
+      if (x86)
+        x86::decode_table(format, raw, e);
+      else
+        arm64::decode_table(format, raw, e);
       break;
     case Kind::leaf:
-      x86 ? x86::decode_leaf(format, level, raw, e) : arm64::decode_leaf(format, level, raw, e);
+      if (x86)
+        x86::decode_leaf(format, level, raw, e);
+      else
+        arm64::decode_leaf(format, level, raw, e);
       break;
     case Kind::swap:
       decode_swap(format, raw, e);
@@ -638,9 +653,9 @@ std::string flag_names(const Format& format, unsigned level, std::uint64_t raw) 
   Names names{raw};
   if (entry.kind == Kind::invalid) names.say("invalid");
   if (is_x86(format))
-    name_x86(format, level, raw, entry, names);
+    x86::name(format, level, raw, entry, names);
   else
-    name_arm64(format, level, raw, entry, names);
+    arm64::name(format, level, raw, entry, names);
   return names.finish();
 }
 

@@ -21,27 +21,27 @@ enum class Architecture : std::uint8_t { x86_64, arm64 };
 /// What decoding needs to know of a machine besides the entry.
 struct Format {
   Architecture architecture = Architecture::x86_64;
-  std::uint8_t levels = 4;      ///< x86-64: 4 or 5; arm64: 2 to 5
+  std::uint8_t levels = 4;       ///< x86-64: 4 or 5; arm64: 2 to 5
   std::uint8_t page_shift = 12;  ///< x86-64: 12; arm64: 12, 14 or 16
-  /// Bits of an address that mark encryption (SME's C bit, TDX's shared bit); not part of it.
-  std::uint64_t encryption_mask = 0;
-  /// x86: PAT entry -> memory type, by PWT | PCD << 1 | PAT << 2, as Linux programs the MSR
-  /// (pat_bp_init() in arch/x86/mm/pat/memtype.c). Without PAT the last four repeat the first.
-  std::array<CacheAttribute, 8> pat = {
-      CacheAttribute::wb, CacheAttribute::wc, CacheAttribute::uc_minus, CacheAttribute::uc,
-      CacheAttribute::wb, CacheAttribute::wp, CacheAttribute::uc_minus, CacheAttribute::wt};
   /// x86: bit 58 of a read-only leaf is certain to be its dirty bit (_PAGE_SAVED_DIRTY, Linux 6.6;
   /// before, it marked DAX pages). A written private page that mprotect() makes read-only shows it:
   /// bit 6 gone, bit 58 set. While this is false it counts only where it cannot be the other.
   bool saved_dirty = false;
-  /// arm64: MAIR_EL1, the meaning of AttrIndx; 0: not known, and so are the cache attributes.
-  std::uint64_t mair = 0;
   bool lpa2 = false;  ///< arm64: 52-bit addresses with 4K or 16K granules (not by 64K's layout)
   /// arm64: __SWP_TYPE_SHIFT, which stands for how the kernel writes entries that are not valid: 2
   /// (until 5.18), 3 (until 6.10: PTE_SWP_EXCLUSIVE came), 6 (PTE_PRESENT_INVALID moved to bit 11,
   /// uffd-wp came). 0: not known; PROT_NONE is then still told from swap, but swap entries are
   /// Reason::unknown_entry.
   std::uint8_t swap_type_shift = 0;
+  /// x86: PAT entry -> memory type, by PWT | PCD << 1 | PAT << 2, as Linux programs the MSR
+  /// (pat_bp_init() in arch/x86/mm/pat/memtype.c). Without PAT the last four repeat the first.
+  std::array<CacheAttribute, 8> pat = {
+      CacheAttribute::wb, CacheAttribute::wc, CacheAttribute::uc_minus, CacheAttribute::uc,
+      CacheAttribute::wb, CacheAttribute::wp, CacheAttribute::uc_minus, CacheAttribute::wt};
+  /// Bits of an address that mark encryption (SME's C bit, TDX's shared bit); not part of it.
+  std::uint64_t encryption_mask = 0;
+  /// arm64: MAIR_EL1, the meaning of AttrIndx; 0: not known, and so are the cache attributes.
+  std::uint64_t mair = 0;
 
   /// Levels are counted from the leaf: 0 is the PTE level, levels - 1 the root.
   constexpr unsigned index_bits() const { return page_shift - 3U; }
