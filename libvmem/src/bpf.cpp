@@ -39,7 +39,7 @@ class IdleProgram {
 };
 IdleProgram& idle_program() {
   // Never destroyed: a translator may outlive what is.
-  static IdleProgram* const idle = new IdleProgram;
+  static auto* const idle = new IdleProgram;
   return *idle;
 }
 

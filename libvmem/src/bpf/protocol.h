@@ -9,6 +9,7 @@
  */
 #ifndef VMEM_BPF_PROTOCOL_H
 #define VMEM_BPF_PROTOCOL_H
+/* C, whatever clang-tidy has to say about it as C++: NOLINTBEGIN */
 
 /* Powers of two, all of them: the verifier is shown bounds by masks. */
 #define VMEM_TABLES 128  /* copied by one run: 512 KiB */
@@ -89,4 +90,5 @@ struct vmem_run {
   struct vmem_path path[VMEM_LEVELS];
 };
 
+/* NOLINTEND */
 #endif

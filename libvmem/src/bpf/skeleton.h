@@ -3,6 +3,7 @@
  * library sees. */
 #ifndef VMEM_BPF_SKELETON_H
 #define VMEM_BPF_SKELETON_H
+/* C, whatever clang-tidy has to say about it as C++: NOLINTBEGIN */
 
 #include <stdint.h>
 #include <sys/types.h>
@@ -40,4 +41,5 @@ int vmem_program_iterate(int link_fd);
 #ifdef __cplusplus
 }
 #endif
+/* NOLINTEND */
 #endif
