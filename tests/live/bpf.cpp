@@ -517,6 +517,76 @@ TEST_CASE("a storm of mmap and munmap: locked pages never have another frame tha
     CHECK(frames_of(child.pid(), place + 2 * i * distance, 1)[0] == frames[i]);
 }
 
+TEST_CASE(
+    "pages that come and go, and their tables with them, are told with their frames or as absent") {
+  if (!bpf_works()) return;
+  // Two VMAs in each GiB, a page of a file in each. When both are gone so are the tables of three
+  // levels.
+  constexpr std::uint64_t slots = 24, distance = std::uint64_t{1} << 30,
+                          second = std::uint64_t{4} << 20;
+  const int fd = memfd_create("storm", MFD_CLOEXEC);
+  REQUIRE(fd >= 0);
+  REQUIRE(ftruncate(fd, 2 * slots * base_page) == 0);
+  char* const file = static_cast<char*>(
+      mmap(nullptr, 2 * slots * base_page, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
+  REQUIRE(file != MAP_FAILED);
+  for (std::uint64_t i = 0; i < 2 * slots; ++i) file[i * base_page] = 1;
+  const auto file_frames = [&] {
+    return frames_of(getpid(), reinterpret_cast<std::uint64_t>(file), 2 * slots);
+  };
+  const auto frames = file_frames();
+  const Child child = fork_child([&](const std::function<void()>& ready) {
+    std::atomic<bool> go = false;
+    const auto storm = [&](unsigned which) {
+      while (!go) std::this_thread::yield();
+      for (std::uint64_t i = which;; i += 2) {
+        const std::uint64_t slot = i % slots;
+        for (const std::uint64_t half : {0, 1}) {
+          void* const at = mmap(reinterpret_cast<void*>(place + slot * distance + half * second),
+                                base_page, PROT_READ, MAP_SHARED | MAP_FIXED | MAP_POPULATE, fd,
+                                static_cast<off_t>((2 * slot + half) * base_page));
+          if (at == MAP_FAILED) _exit(1);
+        }
+        const std::uint64_t gone = (slot + slots - 6) % slots;
+        for (const std::uint64_t half : {0, 1}) {
+          munmap(reinterpret_cast<void*>(place + gone * distance + half * second), base_page);
+        }
+      }
+    };
+    std::thread other(storm, 1U);
+    munmap(reinterpret_cast<void*>(place), slots * distance);
+    ready();
+    go = true;
+    storm(0);
+  });
+  const Process process = process_of(child.pid());
+  const auto bpf = open_bpf(process);
+  std::uint64_t resident = 0, changed = 0, passes = 0;
+  const auto deadline = Clock::now() + std::chrono::seconds(4);
+  while (Clock::now() < deadline) {
+    REQUIRE(bpf->walk({{place}, {place + slots * distance}}, {}, [&](const Extent& e) {
+      INFO(describe(e));
+      changed += e.state == PageState::changed;
+      if (e.state == PageState::absent || e.state == PageState::changed) return true;
+      REQUIRE(e.state == PageState::resident);
+      REQUIRE(e.bytes == base_page);
+      const std::uint64_t slot = (e.va.value - place) / distance;
+      const std::uint64_t offset = (e.va.value - place) % distance;
+      REQUIRE((offset == 0 || offset == second));
+      REQUIRE(e.pfn.value == frames[2 * slot + (offset == 0 ? 0 : 1)]);
+      ++resident;
+      return true;
+    }));
+    ++passes;
+  }
+  CHECK(passes > 100);
+  CHECK(resident > passes);
+  CHECK(changed * 20 < resident + 20);
+  CHECK(file_frames() == frames);
+  munmap(file, 2 * slots * base_page);
+  close(fd);
+}
+
 TEST_CASE("many VMAs, read in many runs while their neighbours come and go") {
   if (!bpf_works()) return;
   constexpr std::uint64_t vmas = 20'000;
