@@ -87,6 +87,7 @@ struct window {
 	phys_addr_t start;
 	phys_addr_t mapped;	/* where it maps: `start`, unless the fault is wrong-base */
 	bool ram;
+	struct resource resource;
 	void __iomem *kernel;	/* the kernel's own mapping of it; NULL for RAM */
 };
 
@@ -242,9 +243,9 @@ static int mem_mmap_mmap(struct file *file, struct vm_area_struct *vma)
 	 *
 	 * A right driver needs one call, for the whole VMA; only the faults make several runs of
 	 * it. On x86 only a call for the whole VMA reserves the cache attribute; the others take
-	 * the one that claim() has reserved. A writable private mapping must be one call as well,
-	 * else it is refused: the kernel finds the frame behind a page that was copied at a write
-	 * by vm_pgoff alone.
+	 * the one that claim() has reserved. A private mapping must be one call as well, else it
+	 * is refused: whether a page of it is still the device's or was copied at a write, the
+	 * kernel tells by vm_pgoff alone.
 	 */
 	for (page = first; page < end;) {
 		unsigned long address = vma->vm_start + ((page - first) << PAGE_SHIFT);
@@ -295,15 +296,15 @@ static int truth_show(struct seq_file *seq, void *unused)
 DEFINE_SHOW_ATTRIBUTE(truth);
 
 /*
- * Takes the window for this driver. The resource shows in /proc/iomem who uses the memory, and
- * keeps other drivers (and /dev/mem, where the kernel is strict) from it. The kernel's own
- * mapping is what a driver reads its registers through; on x86 it also reserves the cache
- * attribute, and whoever asks for the same memory with another one is given this one or refused.
- * Two attributes for one frame are undefined on both architectures.
+ * Makes the window this driver's. The kernel's own mapping is what a driver reads its registers
+ * through; on x86 it also reserves the cache attribute, and whoever asks for the same memory with
+ * another one is given this one or refused. Two attributes for one frame are undefined on both
+ * architectures.
  */
 static int claim(struct window *window)
 {
 	int overlap = region_intersects(window->start, len, IORESOURCE_SYSTEM_RAM, IORES_DESC_NONE);
+	int error;
 
 	if (overlap == REGION_MIXED) {
 		pr_err("%#llx+%#llx is RAM in part\n", (u64)window->start, len);
@@ -322,10 +323,24 @@ static int claim(struct window *window)
 		return 0;
 	}
 
+	/*
+	 * Memory that no other driver may have. A driver of a device holds this request as long as
+	 * it lives. Here it is given back for a mere name in /proc/iomem, since while it is held
+	 * many kernels refuse /dev/mem, through which tests compare what the windows show.
+	 */
 	if (!request_mem_region(window->start, len, window->name)) {
 		pr_err("%#llx+%#llx is taken: see /proc/iomem\n", (u64)window->start, len);
 		return -EBUSY;
 	}
+	release_mem_region(window->start, len);
+	window->resource.start = window->start;
+	window->resource.end = window->start + len - 1;
+	window->resource.name = window->name;
+	window->resource.flags = IORESOURCE_MEM;
+	error = insert_resource(&iomem_resource, &window->resource);
+	if (error)
+		return error;
+
 	switch (true_cache) {
 	case CACHE_UC:
 		window->kernel = ioremap(window->start, len);
@@ -338,7 +353,7 @@ static int claim(struct window *window)
 		break;
 	}
 	if (!window->kernel) {
-		release_mem_region(window->start, len);
+		remove_resource(&window->resource);
 		pr_err("%#llx+%#llx cannot be mapped with cache=%s\n", (u64)window->start, len,
 		       cache_names[true_cache]);
 		return -ENOMEM;
@@ -351,7 +366,7 @@ static void unclaim(struct window *window)
 	if (!window->kernel)
 		return;
 	iounmap(window->kernel);
-	release_mem_region(window->start, len);
+	remove_resource(&window->resource);
 }
 
 static int check_parameters(void)
