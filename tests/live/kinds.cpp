@@ -115,7 +115,7 @@ TEST_CASE("one address at a time agrees with the walk") {
   stop(child.pid());
   const Process process = process_of(child.pid());
   const auto answers = library_read(process, {.every_page = true});
-  auto translator = open_translator(process);
+  auto translator = open_translator(process, Backend::pagemap);
   REQUIRE(translator);
   VmaInspector inspector(process);
   unsigned asked = 0;
@@ -155,7 +155,7 @@ TEST_CASE("a range reports its gaps and nothing outside it") {
   const KindsChild child({"anon", "zero-page", "guard-pages"});
   stop(child.pid());
   const Process process = process_of(child.pid());
-  auto translator = open_translator(process);
+  auto translator = open_translator(process, Backend::pagemap);
   REQUIRE(translator);
   VmaInspector inspector(process);
   const std::uint64_t start = child.mapping("anon").start + 2 * base_page + 123;

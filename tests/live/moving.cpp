@@ -36,7 +36,7 @@ char* map_at(std::uint64_t at, std::uint64_t pages, int prot = PROT_READ | PROT_
 /// Walks `range` until something ends it; every extent goes to `check`.
 Result<void> walk_all(const Process& process, VaRange range, unsigned threads,
                       const std::function<void(const Vma*, const Extent&)>& check) {
-  auto translator = open_translator(process);
+  auto translator = open_translator(process, Backend::pagemap);
   if (!translator) return std::unexpected(translator.error());
   VmaInspector inspector(process);
   return translate(process, **translator, inspector, range, {.threads = threads},
@@ -132,7 +132,7 @@ TEST_CASE("a process that replaces itself by exec is an error") {
         _exit(1);
       });
       const Process process = process_of(child.pid());
-      auto translator = open_translator(process);
+      auto translator = open_translator(process, Backend::pagemap);
       REQUIRE(translator);
       VmaInspector inspector(process);
       const auto exec_child = [&] {
@@ -180,7 +180,7 @@ TEST_CASE("a mapping that alternates between two states is told as one of them, 
     }
   });
   const Process process = process_of(child.pid());
-  auto translator = open_translator(process);
+  auto translator = open_translator(process, Backend::pagemap);
   REQUIRE(translator);
   VmaInspector inspector(process);
   std::map<std::string, unsigned> seen;
@@ -240,7 +240,7 @@ TEST_CASE("VMAs that come and go beside a still one do not disturb its answer") 
     }
   });
   const Process process = process_of(child.pid());
-  auto translator = open_translator(process);
+  auto translator = open_translator(process, Backend::pagemap);
   REQUIRE(translator);
   VmaInspector inspector(process);
   std::vector<std::uint64_t> frames;
@@ -287,7 +287,7 @@ TEST_CASE("one address of a mapping that alternates has one of its two answers")
     }
   });
   const Process process = process_of(child.pid());
-  auto translator = open_translator(process);
+  auto translator = open_translator(process, Backend::pagemap);
   REQUIRE(translator);
   VmaInspector inspector(process);
   std::map<PageState, unsigned> seen;

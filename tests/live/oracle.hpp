@@ -163,7 +163,7 @@ inline const Extent& extent_at(const std::vector<Answer>& answers, std::uint64_t
 
 /// All of a process, through translate_all().
 inline std::vector<Answer> library_read(const Process& process, const WalkOptions& options = {}) {
-  auto translator = open_translator(process);
+  auto translator = open_translator(process, Backend::pagemap);
   REQUIRE(translator);
   VmaInspector inspector(process);
   std::vector<Answer> answers;

@@ -64,7 +64,7 @@ std::string read_as(pid_t pid, std::uint64_t start) {
   std::string line = root->pfn_access() == PfnAccess::hidden ? "hidden;" : "not hidden;";
   auto process = root->process(pid);
   if (!process) return line + "process: " + std::to_string(static_cast<int>(process.error().code));
-  auto translator = open_translator(*process);
+  auto translator = open_translator(*process, Backend::pagemap);
   if (!translator) {
     return line + (translator.error().code == Errc::permission ? "permission" : "other error") +
            (translator.error().hint != nullptr ? " with a hint" : "");
@@ -116,7 +116,7 @@ TEST_CASE("an unprivileged walk of everything agrees with an unprivileged plain 
     auto root = SysRoot::live();
     auto process = root->process(child.pid());
     if (!process) return to_string(process.error());
-    auto translator = open_translator(*process);
+    auto translator = open_translator(*process, Backend::pagemap);
     if (!translator) return to_string(translator.error());
     VmaInspector inspector(*process);
     std::map<std::string, std::uint64_t> sums;

@@ -70,7 +70,7 @@ TEST_CASE("this process, by self and by its own PID") {
   static char page[2 * base_page] = {1};
   page[base_page] = 2;
   const auto address = VirtAddr{reinterpret_cast<std::uint64_t>(&page[base_page])};
-  auto translator = open_translator(*self);
+  auto translator = open_translator(*self, Backend::pagemap);
   REQUIRE(translator);
   VmaInspector inspector(*self);
   const auto t = translate(*self, **translator, inspector, address);
@@ -131,7 +131,7 @@ TEST_CASE("a process that has become a zombie after it was opened") {
   siginfo_t info{};
   REQUIRE(waitid(P_PID, static_cast<id_t>(child.pid()), &info, WEXITED | WNOWAIT) == 0);
   CHECK_FALSE(process.check_alive());
-  const auto translator = open_translator(process);
+  const auto translator = open_translator(process, Backend::pagemap);
   if (translator) {
     VmaInspector inspector(process);
     const auto t = translate(process, **translator, inspector, VirtAddr{0x1000});
@@ -147,7 +147,7 @@ TEST_CASE("a number that was given to another process is an error, not an answer
   Child first = sleeper();
   const pid_t pid = first.pid();
   const Process process = process_of(pid);
-  auto translator = open_translator(process);
+  auto translator = open_translator(process, Backend::pagemap);
   REQUIRE(translator);
   VmaInspector inspector(process);
   const auto before = read_vmas(process);
@@ -166,7 +166,7 @@ TEST_CASE("a number that was given to another process is an error, not an answer
   REQUIRE_FALSE(alive);
   CHECK((alive.error().code == Errc::no_process || alive.error().code == Errc::process_changed));
   CHECK_FALSE(translate(process, **translator, inspector, address));
-  CHECK_FALSE(open_translator(process));
+  CHECK_FALSE(open_translator(process, Backend::pagemap));
   CHECK_FALSE(find_vma(process, address));
   const auto vmas = read_vmas(process);
   CHECK((!vmas || vmas->empty()));

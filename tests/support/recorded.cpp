@@ -18,7 +18,7 @@ SysRoot opened(const SystemModel& system, const TempDir& directory) {
 
 struct Sources {
   explicit Sources(const Process& process) : inspector(process) {
-    auto opened = open_translator(process);
+    auto opened = open_translator(process, Backend::pagemap);
     if (!opened) FAIL(to_string(opened.error()));
     translator = std::move(*opened);
   }

@@ -98,7 +98,7 @@ struct Walked {
 Walked walk(const SystemModel& system, std::uint64_t pages, const WalkOptions& options) {
   const Recorded tree(system);
   const Process process = tree.process(1);
-  auto translator = open_translator(process);
+  auto translator = open_translator(process, Backend::pagemap);
   REQUIRE(translator);
   const VaRange range{{base}, {base + pages * 4096}};
   Walked walked{};
