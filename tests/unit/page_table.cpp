@@ -39,6 +39,7 @@ std::vector<std::uint64_t> random_table(const Format& f, unsigned level, std::mt
       0xf800000000000000 | (~std::uint64_t{4} & ((1ULL << 50) - 1)) << 9,  // guard
       0x67,                                             // a table, or a page
       0x20,                                             // empty all the same
+      0x8400000000000025 | (level == 0 ? 0 : 0x80ULL),  // dirty by bit 58, whatever bit 6 says
   };
   const std::uint64_t arm64_kinds[] = {
       0,
