@@ -194,8 +194,12 @@ class BpfTranslator final : public Translator {
     walk.extent = {
         .va = page, .bytes = process_.root().page_size().bytes(), .backend = Backend::bpf};
     const VaRange range{page, walk.extent.end()};
-    auto reached = run(range);
-    if (!reached) return std::unexpected(std::move(reached.error()));
+    // A run may end before it gets there, at one of very many VMAs.
+    Result<VirtAddr> reached = page;
+    while (*reached != range.end) {
+      reached = run(range);
+      if (!reached) return std::unexpected(std::move(reached.error()));
+    }
     const auto keep = [&](const Extent& extent) {
       walk.extent = extent;
       return true;

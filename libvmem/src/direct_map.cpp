@@ -96,8 +96,14 @@ Result<OwnWalk> walk_own(BpfProgram& program, const Fd& link, VirtAddr page, con
   auto iterator = program.iterate(link);
   if (!iterator) return std::unexpected(std::move(iterator.error()));
   program.use(map);
-  auto read = program.read(*iterator, {page, page + page_bytes}, false);
-  if (!read) return std::unexpected(std::move(read.error()));
+  // A run may end before it gets there, at one of very many VMAs.
+  bool continued = false;
+  do {
+    auto read = program.read(*iterator, {page, page + page_bytes}, continued);
+    if (!read) return std::unexpected(std::move(read.error()));
+    continued = true;
+  } while (program.run().cursor == page.value && program.run().seen != 0 &&
+           program.run().ended == 0 && program.run().lost == 0);
   OwnWalk walk;
   const auto records = program.records();
   for (const vmem_record& record : records) {

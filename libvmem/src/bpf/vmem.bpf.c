@@ -263,7 +263,8 @@ static long step(__u32 i, void* context) {
       return go_on;
     }
     table = slot_at(below->slot);
-    if (!table || !copy_block(table, pa, first) || !copy_block(table, pa, last)) goto give_up;
+    if (!table || !copy_block(table, pa, first)) goto give_up;
+    if (first != last && !copy_block(table, pa, last)) goto give_up;
     if (!read_entry(p->pa, index, &after)) goto give_up;
     if (same_entry(before, after)) goto pass;
   } else {
@@ -297,6 +298,38 @@ pass:
     *(volatile __u32*)&run.level = l + 1;
   }
   return go_on;
+}
+
+/*
+ * A small VMA beside the one before, in a process with many: if all tables on the way are those of
+ * last time, its entries are added to the copy that is there. False if it takes a closer look.
+ */
+static __always_inline int beside(__u64 start, __u64 end) {
+  const __u32 first = (start >> PAGE_SHIFT) % VMEM_ENTRIES / BLOCK;
+  const __u32 last = ((end - 1) >> PAGE_SHIFT) % VMEM_ENTRIES / BLOCK;
+  struct table* table;
+  __u64 entry;
+  __u32 level;
+
+  if (run.path[0].show == 0 || run.path[0].prefix != start >> shift_of(1) ||
+      run.path[0].prefix != (end - 1) >> shift_of(1) || last - first > 1) {
+    return 0;
+  }
+  for (level = 4; level > 0; --level) {
+    const struct vmem_path* const p = &run.path[level];
+
+    if (level >= run.levels) continue;
+    if (p->show == 0 || p->prefix != start >> shift_of(level + 1) ||
+        !read_entry(p->pa, (start >> shift_of(level)) % VMEM_ENTRIES, &entry) ||
+        !same_entry(entry, run.path[level - 1].raw)) {
+      return 0;
+    }
+  }
+  table = slot_at(run.path[0].slot);
+  return table && copy_block(table, run.path[0].pa, first) &&
+         (first == last || copy_block(table, run.path[0].pa, last)) &&
+         read_entry(run.path[1].pa, (start >> shift_of(1)) % VMEM_ENTRIES, &entry) &&
+         same_entry(entry, run.path[0].raw);
 }
 
 static __always_inline void add_pointer(const void* p) {
@@ -388,7 +421,12 @@ int walk(struct bpf_iter__task_vma* context) {
       keep(0, root, 0, run.level);
     }
   }
-  if (run.va < end) bpf_loop(STEPS, step, 0, 0);
+  if (run.va < end) {
+    if (beside(start, end))
+      run.va = end;
+    else
+      bpf_loop(STEPS, step, 0, 0);
+  }
 
   if (run.va > end) run.va = end;
   if (run.va > start) {
