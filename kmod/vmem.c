@@ -118,6 +118,12 @@ static u16 table_limits(u64 entry, bool root)
 	return limits;
 }
 
+/* What counts for all pages of a VMA, as VMEM_RUN_. */
+static u16 vma_flags(struct vm_area_struct *vma)
+{
+	return vma->vm_flags & VM_SOFTDIRTY ? VMEM_RUN_SOFT_DIRTY : 0;
+}
+
 /* Targets */
 
 static u64 address_space_of(struct mm_struct *mm, u64 exec_id)
@@ -199,40 +205,48 @@ static bool spend(struct walker *w, u32 entries)
 	return true;
 }
 
+/*
+ * x86 holds frames inverted in entries that are not present (L1TF: __pte_needs_invert()), so that there
+ * the entries of consecutive frames count down.
+ */
+static u16 direction_of(u64 entry)
+{
+#ifdef CONFIG_X86_64
+	if (!(entry & _PAGE_PRESENT))
+		return VMEM_RUN_DOWN;
+#endif
+	return VMEM_RUN_UP;
+}
+
 /* Whether `entry` goes on where `run` ends. */
-static bool continues(struct vmem_run *run, u64 va, u64 entry, unsigned int level, u16 limits)
+static bool continues(struct vmem_run *run, u64 va, u64 entry, unsigned int level, u16 flags)
 {
 	const u16 directions = VMEM_RUN_UP | VMEM_RUN_DOWN;
-	const u64 bytes = 1ULL << level_shift(level);
-	u64 last;
+	const u16 direction = run->count == 1 ? direction_of(entry) : run->flags & directions;
+	u64 next = run->entry;
 
-	if (run->level != level || (run->flags & ~directions) != limits ||
+	if (run->level != level || (run->flags & ~directions) != flags ||
 	    run->va + (run->count << run->shift) != va)
 		return false;
-	if (run->count == 1) {
-		if (entry == run->entry + bytes)
-			run->flags |= VMEM_RUN_UP;
-		else if (IS_ENABLED(CONFIG_X86_64) && entry == run->entry - bytes)
-			run->flags |= VMEM_RUN_DOWN;
-		else
-			return entry == run->entry;
+	if (run->count == 1 && entry == next)
 		return true;
-	}
-	last = run->entry;
-	if (run->flags & VMEM_RUN_UP)
-		last += run->count * bytes;
-	else if (run->flags & VMEM_RUN_DOWN)
-		last -= run->count * bytes;
-	return entry == last;
+	if (direction & VMEM_RUN_UP)
+		next += run->count << run->shift;
+	else if (direction & VMEM_RUN_DOWN)
+		next -= run->count << run->shift;
+	if (entry != next)
+		return false;
+	run->flags |= direction;
+	return true;
 }
 
 /* False where there is no room. */
-static bool add_entry(struct walker *w, u64 va, u64 entry, unsigned int level, u16 limits)
+static bool add_entry(struct walker *w, u64 va, u64 entry, unsigned int level, u16 flags)
 {
 	struct vmem_run *run = w->runs + w->count - 1;
 
 	va &= ~((1ULL << level_shift(level)) - 1);
-	if (w->count && continues(run, va, entry, level, limits)) {
+	if (w->count && continues(run, va, entry, level, flags)) {
 		run->count++;
 		return true;
 	}
@@ -243,7 +257,7 @@ static bool add_entry(struct walker *w, u64 va, u64 entry, unsigned int level, u
 		.va = va,
 		.entry = entry,
 		.count = 1,
-		.flags = limits,
+		.flags = flags,
 		.level = level,
 		.shift = level_shift(level),
 	};
@@ -254,7 +268,7 @@ static bool add_entry(struct walker *w, u64 va, u64 entry, unsigned int level, u
  * The functions below walk [addr, end) at one level each, and return false where they had to stop; all
  * below w->done was then looked at. The copy of the upper entry is what they go by.
  */
-static bool walk_ptes(struct walker *w, pmd_t pmd, unsigned long addr, unsigned long end, u16 limits)
+static bool walk_ptes(struct walker *w, pmd_t pmd, unsigned long addr, unsigned long end, u16 flags)
 {
 	pte_t *ptep = pte_offset_kernel(&pmd, addr);
 
@@ -263,7 +277,7 @@ static bool walk_ptes(struct walker *w, pmd_t pmd, unsigned long addr, unsigned 
 
 		if (!spend(w, 1))
 			return false;
-		if (!pte_none(pte) && !add_entry(w, addr, pte_val(pte), LEVEL_PTE, limits))
+		if (!pte_none(pte) && !add_entry(w, addr, pte_val(pte), LEVEL_PTE, flags))
 			return false;
 		addr += PAGE_SIZE;
 		w->done = addr;
@@ -272,7 +286,7 @@ static bool walk_ptes(struct walker *w, pmd_t pmd, unsigned long addr, unsigned 
 }
 
 static bool walk_pmds(struct walker *w, pud_t *pudp, pud_t pud, unsigned long addr, unsigned long end,
-		      u16 limits, bool root)
+		      u16 flags, bool root)
 {
 	pmd_t *pmdp = pmd_offset_lockless(pudp, pud, addr);
 	unsigned long next;
@@ -288,9 +302,9 @@ static bool walk_pmds(struct walker *w, pud_t *pudp, pud_t pud, unsigned long ad
 		pmd = READ_ONCE(*pmdp);
 		if (is_table(pmd_val(pmd)))
 			more = walk_ptes(w, pmd, addr, next,
-					 limits | table_limits(pmd_val(pmd), root));
+					 flags | table_limits(pmd_val(pmd), root));
 		else if (!pmd_none(pmd))
-			more = add_entry(w, addr, pmd_val(pmd), LEVEL_PMD, limits);
+			more = add_entry(w, addr, pmd_val(pmd), LEVEL_PMD, flags);
 		rcu_read_unlock();
 		if (!more)
 			return false;
@@ -300,7 +314,7 @@ static bool walk_pmds(struct walker *w, pud_t *pudp, pud_t pud, unsigned long ad
 }
 
 static bool walk_puds(struct walker *w, struct mm_struct *mm, p4d_t *p4dp, p4d_t p4d,
-		      unsigned long addr, unsigned long end, u16 limits, bool root)
+		      unsigned long addr, unsigned long end, u16 flags, bool root)
 {
 	pud_t *pudp = pud_offset_lockless(p4dp, p4d, addr);
 	unsigned long next;
@@ -313,12 +327,12 @@ static bool walk_puds(struct walker *w, struct mm_struct *mm, p4d_t *p4dp, p4d_t
 		if (!spend(w, 1))
 			return false;
 		if (mm_pmd_folded(mm))
-			more = walk_pmds(w, pudp, pud, addr, next, limits, root);
+			more = walk_pmds(w, pudp, pud, addr, next, flags, root);
 		else if (is_table(pud_val(pud)))
 			more = walk_pmds(w, pudp, pud, addr, next,
-					 limits | table_limits(pud_val(pud), root), false);
+					 flags | table_limits(pud_val(pud), root), false);
 		else if (!pud_none(pud))
-			more = add_entry(w, addr, pud_val(pud), LEVEL_PUD, limits);
+			more = add_entry(w, addr, pud_val(pud), LEVEL_PUD, flags);
 		if (!more)
 			return false;
 		w->done = next;
@@ -327,7 +341,7 @@ static bool walk_puds(struct walker *w, struct mm_struct *mm, p4d_t *p4dp, p4d_t
 }
 
 static bool walk_p4ds(struct walker *w, struct mm_struct *mm, pgd_t *pgdp, pgd_t pgd,
-		      unsigned long addr, unsigned long end, u16 limits, bool root)
+		      unsigned long addr, unsigned long end, u16 flags, bool root)
 {
 	p4d_t *p4dp = p4d_offset_lockless(pgdp, pgd, addr);
 	unsigned long next;
@@ -340,12 +354,12 @@ static bool walk_p4ds(struct walker *w, struct mm_struct *mm, pgd_t *pgdp, pgd_t
 		if (!spend(w, 1))
 			return false;
 		if (mm_pud_folded(mm))
-			more = walk_puds(w, mm, p4dp, p4d, addr, next, limits, root);
+			more = walk_puds(w, mm, p4dp, p4d, addr, next, flags, root);
 		else if (is_table(p4d_val(p4d)))
 			more = walk_puds(w, mm, p4dp, p4d, addr, next,
-					 limits | table_limits(p4d_val(p4d), root), false);
+					 flags | table_limits(p4d_val(p4d), root), false);
 		else if (!p4d_none(p4d))
-			more = add_entry(w, addr, p4d_val(p4d), LEVEL_P4D, limits);
+			more = add_entry(w, addr, p4d_val(p4d), LEVEL_P4D, flags);
 		if (!more)
 			return false;
 		w->done = next;
@@ -353,7 +367,8 @@ static bool walk_p4ds(struct walker *w, struct mm_struct *mm, pgd_t *pgdp, pgd_t
 	return true;
 }
 
-static bool walk_pgds(struct walker *w, struct mm_struct *mm, unsigned long addr, unsigned long end)
+static bool walk_pgds(struct walker *w, struct mm_struct *mm, unsigned long addr, unsigned long end,
+		      u16 flags)
 {
 	pgd_t *pgdp = pgd_offset(mm, addr);
 	unsigned long next;
@@ -366,12 +381,12 @@ static bool walk_pgds(struct walker *w, struct mm_struct *mm, unsigned long addr
 		if (!spend(w, 1))
 			return false;
 		if (mm_p4d_folded(mm))
-			more = walk_p4ds(w, mm, pgdp, pgd, addr, next, 0, true);
+			more = walk_p4ds(w, mm, pgdp, pgd, addr, next, flags, true);
 		else if (is_table(pgd_val(pgd)))
 			more = walk_p4ds(w, mm, pgdp, pgd, addr, next,
-					 table_limits(pgd_val(pgd), true), false);
+					 flags | table_limits(pgd_val(pgd), true), false);
 		else if (!pgd_none(pgd))
-			more = add_entry(w, addr, pgd_val(pgd), LEVEL_PGD, 0);
+			more = add_entry(w, addr, pgd_val(pgd), LEVEL_PGD, flags);
 		if (!more)
 			return false;
 		w->done = next;
@@ -405,7 +420,7 @@ static void walk_vmas(struct walker *w, struct mm_struct *mm, u64 end)
 		if (w->done < vma->vm_start)
 			w->done = vma->vm_start;
 		lock_tables(vma);
-		more = walk_pgds(w, mm, w->done, min_t(u64, end, vma->vm_end));
+		more = walk_pgds(w, mm, w->done, min_t(u64, end, vma->vm_end), vma_flags(vma));
 		unlock_tables(vma);
 		if (!more)
 			return;
@@ -474,7 +489,7 @@ static int vmem_resolve(struct vmem_resolve *arg)
 
 /* Whether the entry is a table, so that the walk goes on. */
 static bool add_step(struct vmem_walk *arg, void *entryp, u64 entry, unsigned int level,
-		     struct mm_struct *mm, u16 *limits)
+		     struct mm_struct *mm, u16 *flags)
 {
 	const bool root = arg->steps_count == 0;
 	struct vmem_step *step = &arg->steps[arg->steps_count++];
@@ -488,40 +503,39 @@ static bool add_step(struct vmem_walk *arg, void *entryp, u64 entry, unsigned in
 	else
 		step->table = virt_to_phys(entryp) & PAGE_MASK;
 	step->entry = entry;
-	step->flags = *limits;
+	step->flags = *flags;
 	if (level == LEVEL_PTE || !is_table(entry))
 		return false;
-	*limits |= table_limits(entry, root);
+	*flags |= table_limits(entry, root);
 	return true;
 }
 
-static void walk_address(struct vmem_walk *arg, struct mm_struct *mm)
+static void walk_address(struct vmem_walk *arg, struct mm_struct *mm, u16 flags)
 {
 	pgd_t *pgdp, pgd;
 	p4d_t *p4dp, p4d;
 	pud_t *pudp, pud;
 	pmd_t *pmdp, pmd;
 	pte_t *ptep;
-	u16 limits = 0;
 
 	pgdp = pgd_offset(mm, arg->va);
 	pgd = READ_ONCE(*pgdp);
-	if (!mm_p4d_folded(mm) && !add_step(arg, pgdp, pgd_val(pgd), LEVEL_PGD, mm, &limits))
+	if (!mm_p4d_folded(mm) && !add_step(arg, pgdp, pgd_val(pgd), LEVEL_PGD, mm, &flags))
 		return;
 	p4dp = p4d_offset_lockless(pgdp, pgd, arg->va);
 	p4d = READ_ONCE(*p4dp);
-	if (!mm_pud_folded(mm) && !add_step(arg, p4dp, p4d_val(p4d), LEVEL_P4D, mm, &limits))
+	if (!mm_pud_folded(mm) && !add_step(arg, p4dp, p4d_val(p4d), LEVEL_P4D, mm, &flags))
 		return;
 	pudp = pud_offset_lockless(p4dp, p4d, arg->va);
 	pud = READ_ONCE(*pudp);
-	if (!mm_pmd_folded(mm) && !add_step(arg, pudp, pud_val(pud), LEVEL_PUD, mm, &limits))
+	if (!mm_pmd_folded(mm) && !add_step(arg, pudp, pud_val(pud), LEVEL_PUD, mm, &flags))
 		return;
 	pmdp = pmd_offset_lockless(pudp, pud, arg->va);
 	rcu_read_lock();
 	pmd = READ_ONCE(*pmdp);
-	if (add_step(arg, pmdp, pmd_val(pmd), LEVEL_PMD, mm, &limits)) {
+	if (add_step(arg, pmdp, pmd_val(pmd), LEVEL_PMD, mm, &flags)) {
 		ptep = pte_offset_kernel(&pmd, arg->va);
-		add_step(arg, ptep, pte_val(READ_ONCE(*ptep)), LEVEL_PTE, mm, &limits);
+		add_step(arg, ptep, pte_val(READ_ONCE(*ptep)), LEVEL_PTE, mm, &flags);
 	}
 	rcu_read_unlock();
 }
@@ -544,7 +558,7 @@ static int vmem_walk(struct vmem_walk *arg)
 	vma = find_vma(mm, arg->va);
 	if (vma && vma->vm_start <= arg->va) {
 		lock_tables(vma);
-		walk_address(arg, mm);
+		walk_address(arg, mm, vma_flags(vma));
 		unlock_tables(vma);
 	}
 	mmap_read_unlock(mm);
@@ -839,7 +853,7 @@ static int vmem_info(struct vmem_info *info)
 		.features = VMEM_FEATURE_FRAMES,
 		.page_shift = PAGE_SHIFT,
 		.levels = levels_of(current->mm),
-		.swap_type_shift = __ffs(__swp_entry(1, 0).val),
+		.swap_type_shift = __ffs(__swp_entry(1, 0).val ^ __swp_entry(0, 0).val),
 	};
 	if (IS_ENABLED(CONFIG_PCI) && IS_ENABLED(CONFIG_IOMMU_API))
 		info->features |= VMEM_FEATURE_IOVA;

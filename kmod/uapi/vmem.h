@@ -77,9 +77,10 @@ struct vmem_info {
  * A run of page-table entries of one level, in neighbouring slots. The entry of page i (of the size
  * 1 << shift) is
  *	entry			without a direction (there may then be many equal ones),
- *	entry + (i << shift)	with VMEM_RUN_UP: consecutive frames,
- *	entry - (i << shift)	with VMEM_RUN_DOWN: consecutive frames too, where x86 holds them
- *				inverted (entries of PROT_NONE and NUMA hinting).
+ *	entry + (i << shift)	with VMEM_RUN_UP,
+ *	entry - (i << shift)	with VMEM_RUN_DOWN (x86, entries that are not present: of PROT_NONE and
+ *				NUMA hinting, which hold the frame inverted).
+ * Of pages that are in memory either means consecutive frames; other entries are just numbers here.
  * Entries that are empty are in no run. Those that are not present (swap, migration, markers) are,
  * and so is what should not exist. Entries are as pte_val() has them: the encryption bit stands in
  * them, and under Xen PV frames are pseudo-physical.
@@ -103,6 +104,8 @@ struct vmem_run {
 #define VMEM_RUN_TABLE_READ_ONLY 0x4
 #define VMEM_RUN_TABLE_NO_USER 0x8
 #define VMEM_RUN_TABLE_NO_EXEC 0x10
+/* The VMA is soft-dirty as a whole (VM_SOFTDIRTY), which pagemap's bit 55 counts for all its pages. */
+#define VMEM_RUN_SOFT_DIRTY 0x20
 
 /*
  * VMEM_IOC_RESOLVE: all entries that map [start, end) of a process, in ascending order. Only inside
@@ -130,7 +133,7 @@ struct vmem_step {
 	__u32 index; /* of the entry in the table */
 	__u8 level; /* 0: PTE */
 	__u8 shift;
-	__u16 flags; /* VMEM_RUN_TABLE_: what the levels above take away */
+	__u16 flags; /* VMEM_RUN_TABLE_, of the levels above, and VMEM_RUN_SOFT_DIRTY */
 };
 
 #define VMEM_MAX_LEVELS 5
