@@ -56,7 +56,7 @@ class ExtentBuilder {
   /// The same for a run that is known to be whole: it goes on nothing that was added, and
   /// nothing will go on it.
   bool hand_on(const Extent& whole) {
-    if (current_.bytes != 0 && !flush()) return false;
+    if (!flush()) return false;
     return open_ = has_marks(whole) ? sink_(whole) : sink_(marked(whole));
   }
 
