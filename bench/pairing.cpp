@@ -80,7 +80,7 @@ Subject* subject(benchmark::State& state, const std::string& workload) {
   auto process = root->process(target->pid());
   if (!process) return fail(to_string(process.error()));
   current.emplace(std::move(*target), std::move(*process), nullptr);
-  auto translator = open_translator(current->process);
+  auto translator = open_translator(current->process, Backend::pagemap);
   if (!translator) {
     end_subject();
     return fail(to_string(translator.error()));

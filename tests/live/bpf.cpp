@@ -132,7 +132,7 @@ std::string first_faults(const Agreement& a) {
 }
 
 Agreement compare_backends(const Process& process) {
-  auto pagemap = open_translator(process);
+  auto pagemap = open_translator(process, Backend::pagemap);
   REQUIRE(pagemap);
   const auto bpf = open_bpf(process);
   const auto before = read_by(process, **pagemap);
@@ -282,7 +282,7 @@ TEST_CASE("a page-table walk names every level, and ends where the extent says")
   stop(child.pid());
   const Process process = process_of(child.pid());
   const auto bpf = open_bpf(process);
-  auto pagemap = open_translator(process);
+  auto pagemap = open_translator(process, Backend::pagemap);
   REQUIRE(pagemap);
   CHECK_FALSE((*pagemap)->page_walk({0x1000}));
   for (const Mapping& m : child.mappings()) {

@@ -56,7 +56,7 @@ class Subject {
         process_(tree_.process(1)),
         twin_(tree_.directory().path(), made.twin),
         inspector_(process_) {
-    auto opened = open_translator(process_);
+    auto opened = open_translator(process_, Backend::pagemap);
     if (!opened) FAIL(to_string(opened.error()));
     translator_ = std::move(*opened);
   }
