@@ -1,10 +1,16 @@
 // SPDX-License-Identifier: MIT
 #include "page_table.hpp"
 
+#include <algorithm>
+#include <bit>
 #include <charconv>
 #include <iterator>
 #include <string_view>
 #include <utility>
+
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 #include "pagemap_decode.hpp"
 
@@ -357,63 +363,124 @@ Extent extent_of(const Format& f, unsigned level, VirtAddr va, const Entry& entr
   return run;
 }
 
+/// Compares leaves with the first of them and with their neighbours.
+struct Comparison {
+  std::uint64_t first = 0;
+  std::uint64_t alike = 0;  ///< the bits in which all leaves must be the first's
+  std::uint64_t keep = 0;  ///< all but usage
+  std::uint64_t step = 0;  ///< from one to the next, if their frames are consecutive
+
+  bool ends(std::uint64_t raw) const { return ((raw ^ first) & alike) != 0; }
+  /// Whether at[0] jumps from at[-1]. What is carried out of the frame does not come here: it ends
+  /// the leaves.
+  bool jumps(const std::uint64_t* at) const { return (at[0] & keep) - (at[-1] & keep) != step; }
+
+  static constexpr unsigned block = 8;
+  /// The same for a block. False, and nothing done, if one of them ends the leaves. `jump`: bit n
+  /// for at[n].
+  bool look_at_block(const std::uint64_t* at, unsigned& jump, std::uint64_t& varies) const {
+#ifdef __SSE2__
+    const auto all = [](std::uint64_t value) {
+      return _mm_set1_epi64x(static_cast<long long>(value));
+    };
+    const auto load = [](const std::uint64_t* from) {
+      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    };
+    __m128i differs = _mm_setzero_si128(), consecutive[block / 2];
+    for (unsigned n = 0; n < block; n += 2) {
+      const __m128i here = load(at + n), before = load(at + n - 1);
+      differs = _mm_or_si128(differs, _mm_xor_si128(here, all(first)));
+      const __m128i delta =
+          _mm_sub_epi64(_mm_and_si128(here, all(keep)), _mm_and_si128(before, all(keep)));
+      consecutive[n / 2] = _mm_cmpeq_epi32(delta, all(step));
+    }
+    alignas(16) std::uint64_t some[2];
+    _mm_store_si128(reinterpret_cast<__m128i*>(some), differs);
+    const std::uint64_t any = some[0] | some[1];
+    if ((any & alike) != 0) return false;
+    varies |= any;
+    unsigned found = 0;
+    for (unsigned n = 0; n < block; n += 4) {
+      // A lane is 64 bits, compared as two halves: the low ones of four entries, and the high ones.
+      const __m128 a = _mm_castsi128_ps(consecutive[n / 2]),
+                   b = _mm_castsi128_ps(consecutive[n / 2 + 1]);
+      const __m128 both = _mm_and_ps(_mm_shuffle_ps(a, b, 0x88), _mm_shuffle_ps(a, b, 0xdd));
+      found |= static_cast<unsigned>(_mm_movemask_ps(both)) << n;
+    }
+    jump = found ^ ((1U << block) - 1);
+#else
+    std::uint64_t differs = 0;
+    unsigned found = 0;
+    for (unsigned n = 0; n < block; ++n) {
+      differs |= at[n] ^ first;
+      found |= (jumps(at + n) ? 1U : 0U) << n;
+    }
+    if ((differs & alike) != 0) return false;
+    varies |= differs;
+    jump = found;
+#endif
+    return true;
+  }
+};
+
 /// Adds the leaf at the front of `entries`, and those after it that differ from it in frame and
 /// usage alone. Returns how many; 0 once the builder's sink had enough. `leaf` is the first's
 /// extent without the usage bits that stand in its entry: they are taken from each.
+///
+/// Where frames jump cannot be foreseen, and a branch on it costs as much as ten pages: all jumps
+/// of 64 entries are found without one before the runs between them are handed over.
 std::size_t add_leaves(const Fields fields, bool inverted, std::span<const std::uint64_t> entries,
                        const Extent& leaf, unsigned page_shift, ExtentBuilder& out) {
-  const std::uint64_t alike = ~(fields.frame | fields.usage);
-  const std::uint64_t like = entries[0] & alike;
+  const std::uint64_t* const raw = entries.data();
+  const Comparison compare{.first = raw[0],
+                           .alike = ~(fields.frame | fields.usage),
+                           .keep = ~fields.usage,
+                           .step = inverted ? 0 - leaf.bytes : leaf.bytes};
   const std::uint64_t flip = inverted ? fields.frame : 0;
-  const std::uint64_t step = leaf.bytes;
   const std::uint64_t high_pfn = leaf.pfn.value & ~(fields.frame >> page_shift);
-  const auto frame_of = [&](std::uint64_t raw) { return (raw ^ flip) & fields.frame; };
-  const auto usage_of = [&](std::uint64_t raw) {
-    return static_cast<std::uint16_t>(leaf.pte | (raw & fields.usage));
+  std::uint64_t varies = 0;
+
+  Extent run = leaf;
+  run.pte = static_cast<std::uint16_t>(leaf.pte | (raw[0] & fields.usage));
+  const auto make_run = [&](std::size_t start, std::size_t end) {
+    run.va = leaf.va + start * leaf.bytes;
+    run.bytes = (end - start) * leaf.bytes;
+    run.pfn = {high_pfn | ((raw[start] ^ flip) & fields.frame) >> page_shift};
+    if ((varies & fields.usage) == 0) return;
+    std::uint64_t some = 0, all = ~std::uint64_t{0};
+    for (const std::uint64_t entry : entries.subspan(start, end - start)) {
+      some |= entry;
+      all &= entry;
+    }
+    const std::uint64_t unlike = some & ~all & fields.usage & ~std::uint64_t{leaf.pte};
+    run.pte = static_cast<std::uint16_t>(leaf.pte | (all & fields.usage) | unlike * varies_factor);
   };
 
-  const std::uint64_t* const end = entries.data() + entries.size();
-  const std::uint64_t* at = entries.data();
-  std::uint64_t raw = *at;
-  std::uint64_t frame = frame_of(raw);
-  VirtAddr va = leaf.va;
-  Extent run = leaf;
-  bool first = true;
-  for (;;) {
-    run.va = va;
-    run.bytes = step;
-    run.pfn = {high_pfn | frame >> page_shift};
-    run.pte = usage_of(raw);
-    std::uint64_t next = frame + step;  // carried out of the field it is no entry's
-    ++at;
-    if (at == end) break;
-    raw = *at;
-    if ((raw & alike) != like) break;
-    frame = frame_of(raw);
-    if (frame == next) {
-      std::uint64_t varies = 0;
-      bool more = false;
-      do {
-        varies |= raw ^ run.pte;
-        next += step;
-        ++at;
-        if (at == end) break;
-        raw = *at;
-        more = (raw & alike) == like;
-        frame = frame_of(raw);
-      } while (more && frame == next);
-      run.bytes = next - (run.pfn.value << page_shift & fields.frame);
-      varies &= fields.usage & ~std::uint64_t{leaf.pte};
-      run.pte = static_cast<std::uint16_t>((run.pte & ~varies) | varies * varies_factor);
-      if (!more || at == end) break;
+  std::size_t start = 0, at = 1;
+  for (bool more = true; more;) {
+    const std::size_t base = at, end = std::min(entries.size(), base + 64);
+    std::uint64_t jumps = 0;
+    unsigned jump = 0;
+    while (at + Comparison::block <= end && compare.look_at_block(raw + at, jump, varies)) {
+      jumps |= std::uint64_t{jump} << (at - base);
+      at += Comparison::block;
     }
-    va = run.end();
-    // A run in the middle goes on nothing: its neighbours are of its kind, and their frames are
-    // others.
-    if (first ? !out.add(run) : !out.hand_on(run)) return 0;
-    first = false;
+    for (; at < end && !compare.ends(raw[at]); ++at) {
+      varies |= raw[at] ^ raw[0];
+      jumps |= std::uint64_t{compare.jumps(raw + at)} << (at - base);
+    }
+    more = at == base + 64;
+    for (; jumps != 0; jumps &= jumps - 1) {
+      const std::size_t next = base + static_cast<unsigned>(std::countr_zero(jumps));
+      make_run(start, next);
+      // A run in the middle goes on nothing: its neighbours are of its kind, and their frames are
+      // others.
+      if (start == 0 ? !out.add(run) : !out.hand_on(run)) return 0;
+      start = next;
+    }
   }
-  return out.add(run) ? static_cast<std::size_t>(at - entries.data()) : 0;
+  make_run(start, at);
+  return out.add(run) ? at : 0;
 }
 
 /// Collects names. Each bit is named once; what is left over at the end is `bitN`.
