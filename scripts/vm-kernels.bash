@@ -26,7 +26,7 @@ private_apt() {
   local keyring=/usr/share/keyrings/debian-archive-keyring.gpg
   shift 2
   if [[ ! -e $directory/sources.list ]]; then
-    mkdir -p "$directory"/{state/lists/partial,cache/archives/partial,etc/preferences.d}
+    mkdir -p "$directory"/{state/lists/partial,cache/archives/partial,etc}
     : >"$directory/status"
     {
       printf 'deb [signed-by=%s] %s %s main\n' "$keyring" "$mirror" "$suite"
@@ -36,6 +36,7 @@ private_apt() {
   "$program" -q \
     -o Dir::State="$directory/state" -o Dir::State::status="$directory/status" -o Dir::Cache="$directory/cache" \
     -o Dir::Etc="$directory/etc" -o Dir::Etc::sourcelist="$directory/sources.list" \
+    -o Dir::Etc::preferencesparts=/dev/null -o Dir::Etc::sourceparts=/dev/null \
     -o APT::Architecture="$arch" -o APT::Architectures::="$arch" -o APT::Architectures::="$(dpkg --print-architecture)" \
     -o APT::Sandbox::User=root -o Acquire::Languages=none -o APT::Get::List-Cleanup=0 "$@"
 }
@@ -55,16 +56,40 @@ download() {
 extract_vmlinux() {
   local image=$1 out=$2 magic program offset
   while read -r magic program; do
-    while IFS=: read -r offset _; do
+    while read -r offset; do
       tail -c +$((offset + 1)) "$image" | $program 2>/dev/null >"$out" || true
       [[ $(head -c 4 "$out" | od -An -c | tr -d ' ') == '177ELF' ]] && return
-    done < <(LC_ALL=C grep -aboP "$magic" "$image")
+    done < <(LC_ALL=C grep -aboP "$magic" "$image" | LC_ALL=C cut -d: -f1)
   done <<'END'
 \x28\xb5\x2f\xfd zstd -dc
 \xfd7zXZ\x00 xz -dc
 \x1f\x8b\x08 gzip -dc
 END
   die "no kernel found in $image"
+}
+
+# use_own_libc SUITE ROOT: the programs of linux-kbuild that want a newer C library than this machine's get their suite's.
+use_own_libc() {
+  local suite=$1 root=$2 program loader
+  while read -r program; do
+    # A message of the loader's, in place of a list of libraries.
+    [[ $(LC_ALL=C ldd "$program" 2>&1) == *"version \`GLIBC_"*"not found"* ]] || continue
+    if [[ ! -e $root/libc ]]; then
+      (
+        mkdir "$root/libc"
+        cd "$root/libc"
+        download "$suite" "libc6:$(dpkg --print-architecture)"
+        dpkg -x libc6_*.deb .
+        rm libc6_*.deb
+      )
+    fi
+    loader=$(find "$root/libc" -name 'ld-linux*.so.*' -type f -print -quit)
+    [[ -e $program.program ]] || mv "$program" "$program.program"
+    # shellcheck disable=SC2016
+    printf '#!/bin/sh\nexec %s --library-path %s:%s "$0.program" "$@"\n' "$loader" "$(dirname "$loader")" \
+      "/lib/$(gcc -print-multiarch)" >"$program"
+    chmod +x "$program"
+  done < <(find "$root/usr/lib/" -path '*/linux-kbuild-*' -type f -perm -u+x)
 }
 
 # get_kernel VERSION: image, modules and headers, in kernel_root.
@@ -81,7 +106,7 @@ get_kernel() {
   # linux-kbuild is programs: for this machine.
   mapfile -t packages < <(private_apt "$suite" apt-cache depends --recurse --no-pre-depends --no-recommends \
     --no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances "linux-image-$arch" "linux-headers-$arch" |
-    sed -n "/-unsigned/d; s/^linux-kbuild-[0-9][^:]*\$/&:$host/p; /^linux-\(image\|binary\|modules\|headers\)-[0-9]/p" |
+    sed -n "/-unsigned/d; s/^linux-kbuild-[0-9][^:]*\$/&:$host/p; /^linux-\(base\|image\|binary\|modules\|headers\)-[0-9]/p" |
     sort -u)
   ((${#packages[@]} > 2)) || die "$suite has no linux-image-$arch and linux-headers-$arch"
   if [[ $(cat "$root/complete" 2>/dev/null) == "${packages[*]}" ]]; then
@@ -103,6 +128,7 @@ get_kernel() {
   printf '%s\n' "$release" >"$root/release"
   [[ -e $root/lib/modules/$release/vmlinuz ]] || ln -sr "$root/boot/vmlinuz-$release" "$root/lib/modules/$release/vmlinuz"
   depmod -b "$root" "$release"
+  use_own_libc "$suite" "$root"
   sed -i "s,/usr/src/,$root&,g" "$(kernel_headers "$version")/Makefile"
   [[ $arch != amd64 ]] || extract_vmlinux "$root/lib/modules/$release/vmlinuz" "$root/vmlinux"
   printf '%s\n' "${packages[*]}" >"$root/complete"
