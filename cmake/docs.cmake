@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
-# Man pages and completions, by explicit list. meson.build has the same.
+# Man pages, and completions of each tool, by explicit list. meson.build has the same.
 install(FILES man/vtop.1 DESTINATION ${CMAKE_INSTALL_MANDIR}/man1)
-install(FILES completions/vtop.bash DESTINATION ${CMAKE_INSTALL_DATADIR}/bash-completion/completions RENAME vtop)
-install(FILES completions/_vtop DESTINATION ${CMAKE_INSTALL_DATADIR}/zsh/site-functions)
-install(FILES completions/vtop.fish DESTINATION ${CMAKE_INSTALL_DATADIR}/fish/vendor_completions.d)
+foreach(tool IN ITEMS vtop)
+  install(FILES completions/${tool}.bash DESTINATION ${CMAKE_INSTALL_DATADIR}/bash-completion/completions RENAME ${tool})
+  install(FILES completions/_${tool} DESTINATION ${CMAKE_INSTALL_DATADIR}/zsh/site-functions)
+  install(FILES completions/${tool}.fish DESTINATION ${CMAKE_INSTALL_DATADIR}/fish/vendor_completions.d)
+endforeach()

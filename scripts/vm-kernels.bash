@@ -181,7 +181,7 @@ build_programs() {
     cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Debug "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -g" "${launcher[@]}" "${cross[@]}" \
       >/dev/null
   fi
-  cmake --build "$build" --target vmem-vm vtop
+  cmake --build "$build" --target vmem-vm vmem-tools
   local program strip=strip
   [[ $arch != arm64 ]] || strip=aarch64-linux-gnu-strip
   mkdir -p "$work/bin"

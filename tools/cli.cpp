@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: MIT
 #include "cli.hpp"
 
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
 #include <cerrno>
-#include <charconv>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -41,47 +44,6 @@ void Messages::error(std::string_view text, std::string_view hint) const {
   std::fwrite(line.data(), 1, line.size(), stderr);
 }
 
-std::optional<Process> open_target(const CommonOptions& options, const std::string& target,
-                                   const Messages& messages) {
-  const auto say = [&](const Error& error) {
-    messages.error(error);
-    return std::nullopt;
-  };
-  auto root = options.sysroot.empty() ? SysRoot::live() : SysRoot::open(options.sysroot);
-  if (!root) return say(root.error());
-
-  pid_t pid = 0;
-  if (!options.comm.empty()) {
-    auto pids = root->find_by_comm(options.comm);
-    if (!pids) return say(pids.error());
-    if (pids->size() != 1) {
-      std::string list;
-      for (const pid_t found : *pids) list += fmt::format(" {}", found);
-      if (pids->empty())
-        messages.error(fmt::format("no process is named {}", options.comm));
-      else
-        messages.error(
-            fmt::format("{} processes are named {}:{}", pids->size(), options.comm, list),
-            "give one of these PIDs");
-      return std::nullopt;
-    }
-    pid = pids->front();
-  } else if (target == "self") {
-    auto self = root->self();
-    if (!self) return say(self.error());
-    return std::move(*self);
-  } else {
-    const auto [end, error] = std::from_chars(target.data(), target.data() + target.size(), pid);
-    if (error != std::errc{} || end != target.data() + target.size() || pid <= 0) {
-      messages.error(fmt::format("{}: not a PID", target), "TARGET is a PID, 'self', or -n NAME");
-      return std::nullopt;
-    }
-  }
-  auto process = root->process(pid);
-  if (!process) return say(process.error());
-  return std::move(*process);
-}
-
 Result<std::unique_ptr<Translator>> open_source(const CommonOptions& options,
                                                 const Process& process) {
   for (const Backend backend : {Backend::pagemap, Backend::bpf, Backend::kmod}) {
@@ -97,6 +59,27 @@ std::string json_prologue(std::string_view tool, const SysRoot& root, PfnAccess 
       R"({{"schema":"vmem.{}/1","version":"{}","host":{{"kernel":{},"page_size":{},"pfn_access":{},"backend":"{}"}})",
       tool, VMEM_VERSION, kernel.empty() ? "null" : json_string(kernel), root.page_size().bytes(),
       name_of(access), to_string(backend));
+}
+
+unsigned usable_cpus(unsigned most) {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) != 0) return most;  // more than CPU_SETSIZE CPUs
+  return std::min(most, static_cast<unsigned>(CPU_COUNT(&set)));
+}
+
+Progress::Progress(std::string_view tool)
+    : tool_(tool), enabled_(isatty(STDERR_FILENO) != 0 && isatty(STDOUT_FILENO) == 0) {}
+
+Progress::~Progress() {
+  if (shown_) std::fputs("\r\033[K", stderr);
+}
+
+void Progress::show(VirtAddr va) {
+  const auto now = std::chrono::steady_clock::now();
+  if (now - last_ < std::chrono::seconds(1)) return;
+  last_ = now;
+  shown_ = true;
+  std::fputs(fmt::format("\r\033[K{}: at {:#x}", tool_, va.value).c_str(), stderr);
 }
 
 void catch_interrupts() {

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: MIT
-/// What every tool shares: the target, messages, exit status.
+/// What every tool shares: messages, the source of page facts, exit status.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <string>
 #include <string_view>
-#include <vector>
 
 #include "render.hpp"
 #include "vmem/error.hpp"
@@ -42,11 +41,6 @@ class Messages {
   std::string_view tool_;
 };
 
-/// The process that the options and `target` (a PID or "self"; not with -n) name. Says
-/// itself what is wrong.
-std::optional<Process> open_target(const CommonOptions& options, const std::string& target,
-                                   const Messages& messages);
-
 /// The source of page facts that the options ask for.
 Result<std::unique_ptr<Translator>> open_source(const CommonOptions& options,
                                                 const Process& process);
@@ -55,6 +49,33 @@ Result<std::unique_ptr<Translator>> open_source(const CommonOptions& options,
 /// {"schema":…,"version":…,"host":{…}
 std::string json_prologue(std::string_view tool, const SysRoot& root, PfnAccess access,
                           Backend backend);
+
+/// CPUs that this process may run on, `most` at most. (hardware_concurrency() reads a file of
+/// /sys, and does not know of taskset.)
+unsigned usable_cpus(unsigned most);
+
+/// Says on stderr how far a long walk has come, from one second on. Only where nothing else
+/// is being printed to the same terminal.
+class Progress {
+ public:
+  explicit Progress(std::string_view tool);
+  ~Progress();
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
+
+  /// Cheap: to be called for every extent.
+  void at(VirtAddr va) {
+    if (enabled_ && ++calls_ % 1024 == 0) show(va);
+  }
+
+ private:
+  void show(VirtAddr va);
+  std::string_view tool_;
+  bool enabled_;
+  bool shown_ = false;
+  unsigned calls_ = 0;
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
 
 /// Catches SIGINT and SIGTERM, so that output ends at a whole line. Check interrupted() where work
 /// is long.

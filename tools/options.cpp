@@ -55,11 +55,11 @@ void add_common_options(CLI::App& app, std::string_view tool, CommonOptions& opt
 }
 
 std::expected<std::vector<std::string>, int> parse_command_line(CLI::App& app,
-                                                                std::string_view tool, int argc,
+                                                                std::string_view tool,
+                                                                std::string_view operands, int argc,
                                                                 char** argv) {
   const Messages messages{tool};
-  app.formatter(
-      std::make_shared<HelpFormatter>(std::string(tool) + " [OPTIONS] TARGET [ADDRESS...]"));
+  app.formatter(std::make_shared<HelpFormatter>(fmt::format("{} [OPTIONS] {}", tool, operands)));
   // Operands are taken as what is left: an option of CLI11's would read "[heap]" as a list.
   app.allow_extras();
   try {

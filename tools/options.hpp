@@ -16,9 +16,10 @@ namespace vmem::tools {
 void add_common_options(CLI::App& app, std::string_view tool, CommonOptions& options);
 
 /// Returns the operands; or, having answered --help, --version or a usage error, the exit
-/// status.
+/// status. `operands` is what the usage line says of them: "TARGET [ADDRESS...]".
 std::expected<std::vector<std::string>, int> parse_command_line(CLI::App& app,
-                                                                std::string_view tool, int argc,
+                                                                std::string_view tool,
+                                                                std::string_view operands, int argc,
                                                                 char** argv);
 
 }  // namespace vmem::tools

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "options.hpp"
+#include "targets.hpp"
 #include "vtop_output.hpp"
 #include "vtop_session.hpp"
 
@@ -58,7 +59,7 @@ std::expected<std::vector<std::string>, int> parse(VtopOptions& options, int arg
       "  vtop -w 1234 0x7ffd1c2a4000    with the entry of each page-table level\n"
       "  vtop -J -f 1234                everything, with frame facts, as JSON\n"
       "  vtop -n postgres 7f2c00000000+16M --pages");
-  return parse_command_line(app, "vtop", argc, argv);
+  return parse_command_line(app, "vtop", "TARGET [ADDRESS...]", argc, argv);
 }
 
 int run(int argc, char** argv) {

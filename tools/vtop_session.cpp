@@ -2,7 +2,6 @@
 #include "vtop_session.hpp"
 
 #include <poll.h>
-#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -23,41 +22,6 @@ constexpr const char* hidden_recorded_hint =
     "it was recorded without CAP_SYS_ADMIN: record it again as root";
 constexpr int walk_attempts = 3;
 constexpr const char* walk_takes_addresses = "--walk takes single addresses";
-
-/// Says on stderr how far a long walk has come, from one second on. Only where nothing
-/// else is being printed to the same terminal.
-class Progress {
- public:
-  Progress() : enabled_(isatty(STDERR_FILENO) != 0 && isatty(STDOUT_FILENO) == 0) {}
-  ~Progress() {
-    if (shown_) std::fputs("\r\033[K", stderr);
-  }
-  Progress(const Progress&) = delete;
-  Progress& operator=(const Progress&) = delete;
-
-  void at(VirtAddr va) {
-    if (!enabled_ || ++calls_ % 1024 != 0) return;
-    const auto now = std::chrono::steady_clock::now();
-    if (now - last_ < std::chrono::seconds(1)) return;
-    last_ = now;
-    shown_ = true;
-    std::fprintf(stderr, "\r\033[Kvtop: at %#llx", static_cast<unsigned long long>(va.value));
-  }
-
- private:
-  bool enabled_;
-  bool shown_ = false;
-  unsigned calls_ = 0;
-  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
-};
-
-/// CPUs that this process may run on, `most` at most. (hardware_concurrency() reads a file of
-/// /sys, and does not know of taskset.)
-unsigned usable_cpus(unsigned most) {
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) != 0) return most;  // more than CPU_SETSIZE CPUs
-  return std::min(most, static_cast<unsigned>(CPU_COUNT(&set)));
-}
 
 class Vtop {
  public:
@@ -270,7 +234,7 @@ class Vtop {
   }
 
   void whole_process() {
-    Progress progress;
+    Progress progress{"vtop"};
     bool any = false;
     auto walked = translate_all(process_, translator_, inspector_, walk_options(),
                                 [&](const Vma* vma, const Extent& extent) {
@@ -287,7 +251,7 @@ class Vtop {
   void range(VaRange asked) {
     heading();
     details_.in_order(true);
-    Progress progress;
+    Progress progress{"vtop"};
     bool mapped = false;
     auto walked = translate(process_, translator_, inspector_, asked, walk_options(),
                             [&](const Vma* vma, const Extent& extent) {

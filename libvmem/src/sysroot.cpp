@@ -392,21 +392,29 @@ Result<Process> SysRoot::process(pid_t pid) const {
   return process;
 }
 
-Result<std::vector<pid_t>> SysRoot::find_by_comm(std::string_view comm) const {
+Result<std::vector<pid_t>> SysRoot::processes() const {
   auto names = list("proc");
   if (!names) return std::unexpected(std::move(names.error()));
   std::vector<pid_t> pids;
   for (const std::string& name : *names) {
     const auto pid = parse_number(name);
-    if (!pid || *pid == 0 || *pid > 0x7fffffff) continue;
-    // A process that ends meanwhile is simply not there.
-    const auto text = read_file(("proc/" + name + "/comm").c_str(), 4096);
-    if (!text) continue;
-    std::string_view found = *text;
-    if (found.ends_with('\n')) found.remove_suffix(1);
-    if (found == comm) pids.push_back(static_cast<pid_t>(*pid));
+    if (pid && *pid != 0 && *pid <= 0x7fffffff) pids.push_back(static_cast<pid_t>(*pid));
   }
   std::ranges::sort(pids);
+  return pids;
+}
+
+Result<std::vector<pid_t>> SysRoot::find_by_comm(std::string_view comm) const {
+  auto pids = processes();
+  if (!pids) return pids;
+  std::erase_if(*pids, [&](pid_t pid) {
+    // A process that ends meanwhile is simply not there.
+    const auto text = read_file(("proc/" + std::to_string(pid) + "/comm").c_str(), 4096);
+    if (!text) return true;
+    std::string_view found = *text;
+    if (found.ends_with('\n')) found.remove_suffix(1);
+    return found != comm;
+  });
   return pids;
 }
 

@@ -160,7 +160,7 @@ TEST_CASE("a batch is answered line by line, before its input ends") {
   options.directory = directory.string();
   options.timeout = std::chrono::seconds(20);
   const RunResult result =
-      run({"/bin/sh", "-ec", script, std::filesystem::absolute(vtop_path()).string(),
+      run({"/bin/sh", "-ec", script, std::filesystem::absolute(tool_path("vtop")).string(),
            (expanded_fixtures() / "x86-64").string()},
           options);
   CAPTURE(result.out, result.err);

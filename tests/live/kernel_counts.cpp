@@ -176,7 +176,7 @@ TEST_CASE("swapped pages: states, offsets and sums") {
   // vtop of a swapped address: a negative answer that names the swap area.
   for (std::uint64_t va = m.start; va < m.end; va += base_page) {
     if (extent_at(answers, va).state != PageState::swapped) continue;
-    const RunResult r = run({VMEM_VTOP_PATH, std::to_string(child.pid()), hex(va)});
+    const RunResult r = run({VMEM_TOOLS_PATH "/vtop", std::to_string(child.pid()), hex(va)});
     INFO(r.out << r.err);
     CHECK(r.status == 1);
     CHECK(r.out.find("swapped") != std::string::npos);

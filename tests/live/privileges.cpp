@@ -153,7 +153,7 @@ TEST_CASE("vtop says hidden, exits 2 and gives a hint to an unprivileged user") 
   FileDir directory;
   std::filesystem::permissions(directory.path(), std::filesystem::perms(0755));
   const std::string vtop = directory.path() + "/vtop";
-  std::filesystem::copy_file(VMEM_VTOP_PATH, vtop);
+  std::filesystem::copy_file(VMEM_TOOLS_PATH "/vtop", vtop);
   const RunOptions options{.uid = nobody, .directory = "/"};
 
   const RunResult one = run({vtop, pid, hex(start)}, options);

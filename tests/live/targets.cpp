@@ -192,12 +192,12 @@ TEST_CASE("processes are found by their exact comm") {
 }
 
 TEST_CASE("vtop on itself") {
-  const RunResult text = run({VMEM_VTOP_PATH, "self"});
+  const RunResult text = run({VMEM_TOOLS_PATH "/vtop", "self"});
   INFO(text.out << text.err);
   CHECK(text.status == (shown_pfns() ? 0 : 2));
   CHECK(text.out.find("vtop") != std::string::npos);
   CHECK(text.out.find("[stack]") != std::string::npos);
-  const RunResult stack = run({VMEM_VTOP_PATH, "self", "[stack]"});
+  const RunResult stack = run({VMEM_TOOLS_PATH "/vtop", "self", "[stack]"});
   INFO(stack.out << stack.err);
   CHECK(stack.status == (shown_pfns() ? 0 : 2));
 }
@@ -210,7 +210,7 @@ TEST_CASE("vtop on a zombie, a kernel thread and nobody: status 2 and one line")
   for (const std::string& target :
        {std::to_string(zombie), std::string("2"), std::string("2147483600"), std::string("0")}) {
     for (const bool address : {false, true}) {
-      std::vector<std::string> arguments{VMEM_VTOP_PATH, target};
+      std::vector<std::string> arguments{VMEM_TOOLS_PATH "/vtop", target};
       if (address) arguments.emplace_back("1000");
       const RunResult r = run(arguments);
       INFO(target << ": " << r.out << r.err);

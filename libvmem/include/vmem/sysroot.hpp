@@ -94,6 +94,9 @@ class VMEM_EXPORT SysRoot {
   /// The process that asks (live), or the one that proc/self names (recorded).
   Result<Process> self() const;
 
+  /// Every process there is, kernel threads and zombies among them, ascending.
+  Result<std::vector<pid_t>> processes() const;
+
   /// Every process whose comm is exactly `comm`, ascending.
   Result<std::vector<pid_t>> find_by_comm(std::string_view comm) const;
 

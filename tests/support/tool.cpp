@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-#include "support/vtop.hpp"
+#include "support/tool.hpp"
 
+#include <cctype>
 #include <cstdlib>
 #include <sstream>
 #include <stdexcept>
@@ -11,12 +12,16 @@
 
 namespace vmem::test {
 
-std::string vtop_path() {
-  if (const char* named = std::getenv("VTOP"); named != nullptr && *named != '\0') return named;
-#ifdef VMEM_VTOP_PATH
-  return VMEM_VTOP_PATH;
+std::string tool_path(std::string_view tool) {
+  std::string variable;
+  for (const char c : tool)
+    variable += static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+  if (const char* named = std::getenv(variable.c_str()); named != nullptr && *named != '\0')
+    return named;
+#ifdef VMEM_TOOLS_PATH
+  return VMEM_TOOLS_PATH "/" + std::string(tool);
 #else
-  throw std::runtime_error("VTOP names no program, and none was built");
+  throw std::runtime_error(variable + " names no program, and none was built");
 #endif
 }
 
@@ -33,8 +38,9 @@ const std::filesystem::path& expanded_fixtures() {
   return directory.path();
 }
 
-RunResult run_vtop(const std::vector<std::string>& arguments, RunOptions options) {
-  std::vector<std::string> all{std::filesystem::absolute(vtop_path()).string()};
+RunResult run_tool(std::string_view tool, const std::vector<std::string>& arguments,
+                   RunOptions options) {
+  std::vector<std::string> all{std::filesystem::absolute(tool_path(tool)).string()};
   all.insert(all.end(), arguments.begin(), arguments.end());
   if (options.directory.empty()) options.directory = expanded_fixtures().string();
   for (const char* const setting : {"NO_COLOR=1", "LC_ALL=C.UTF-8", "COLUMNS=80"})
@@ -49,9 +55,11 @@ std::vector<std::string> words(const std::string& line) {
   return all;
 }
 
-nlohmann::ordered_json vtop_json(const std::string& line) {
-  const RunResult result = run_vtop(words(line));
-  INFO("vtop " << line << "\n" << result.err);
+nlohmann::ordered_json tool_json(std::string_view tool, const std::vector<std::string>& arguments) {
+  const RunResult result = run_tool(tool, arguments);
+  std::string line(tool);
+  for (const std::string& argument : arguments) line += " " + argument;
+  INFO(line << "\n" << result.err);
   try {
     return nlohmann::ordered_json::parse(result.out);
   } catch (const nlohmann::json::exception& error) {
@@ -60,13 +68,14 @@ nlohmann::ordered_json vtop_json(const std::string& line) {
   return {};
 }
 
-std::string error_form(const std::string& err) {
+std::string error_form(const std::string& err, std::string_view tool) {
   std::istringstream text(err);
   std::vector<std::string> lines;
   for (std::string line; std::getline(text, line);) lines.push_back(line);
   if (lines.empty()) return "nothing on stderr";
   if (!err.ends_with('\n')) return "no newline at the end";
-  if (!lines[0].starts_with("vtop: ")) return "does not begin with 'vtop: '";
+  const std::string start = std::string(tool) + ": ";
+  if (!lines[0].starts_with(start)) return "does not begin with '" + start + "'";
   if (lines.size() > 2 || (lines.size() == 2 && !lines[1].starts_with("hint: ")))
     return "more than a line and a hint:\n" + err;
   for (const char c : err) {

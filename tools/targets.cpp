@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: MIT
+#include "targets.hpp"
+
+#include <algorithm>
+#include <charconv>
+
+namespace vmem::tools {
+namespace {
+
+std::optional<pid_t> parse_pid(std::string_view word, const Messages& messages) {
+  pid_t pid = 0;
+  const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), pid);
+  if (error == std::errc{} && end == word.data() + word.size() && pid > 0) return pid;
+  messages.error(fmt::format("{}: not a PID", word), "TARGET is a PID, 'self', or -n NAME");
+  return std::nullopt;
+}
+
+/// The PIDs whose comm is the options' name; empty (and said) where there are none.
+std::vector<pid_t> named(const SysRoot& root, const std::string& comm, const Messages& messages) {
+  auto pids = root.find_by_comm(comm);
+  if (!pids) {
+    messages.error(pids.error());
+    return {};
+  }
+  if (pids->empty()) messages.error(fmt::format("no process is named {}", comm));
+  return std::move(*pids);
+}
+
+}  // namespace
+
+std::optional<SysRoot> open_root(const CommonOptions& options, const Messages& messages) {
+  auto root = options.sysroot.empty() ? SysRoot::live() : SysRoot::open(options.sysroot);
+  if (root) return std::move(*root);
+  messages.error(root.error());
+  return std::nullopt;
+}
+
+std::optional<Process> open_target(const CommonOptions& options, const std::string& target,
+                                   const Messages& messages) {
+  const auto root = open_root(options, messages);
+  if (!root) return std::nullopt;
+  const auto opened = [&](Result<Process> process) -> std::optional<Process> {
+    if (process) return std::move(*process);
+    messages.error(process.error());
+    return std::nullopt;
+  };
+  if (options.comm.empty()) {
+    if (target == "self") return opened(root->self());
+    const auto pid = parse_pid(target, messages);
+    return pid ? opened(root->process(*pid)) : std::nullopt;
+  }
+  const std::vector<pid_t> pids = named(*root, options.comm, messages);
+  if (pids.empty()) return std::nullopt;
+  if (pids.size() == 1) return opened(root->process(pids.front()));
+  std::string list;
+  for (const pid_t found : pids) list += fmt::format(" {}", found);
+  messages.error(fmt::format("{} processes are named {}:{}", pids.size(), options.comm, list),
+                 "give one of these PIDs");
+  return std::nullopt;
+}
+
+std::optional<std::vector<pid_t>> find_targets(const SysRoot& root, const CommonOptions& options,
+                                               const std::vector<std::string>& words,
+                                               const Messages& messages) {
+  std::vector<pid_t> pids;
+  const auto add = [&](pid_t pid) {
+    if (std::ranges::find(pids, pid) == pids.end()) pids.push_back(pid);
+  };
+  if (!options.comm.empty()) {
+    const std::vector<pid_t> found = named(root, options.comm, messages);
+    if (found.empty()) return std::nullopt;
+    std::ranges::for_each(found, add);
+  }
+  for (const std::string& word : words) {
+    if (word == "self") {
+      const auto self = root.self();
+      if (!self) {
+        messages.error(self.error());
+        return std::nullopt;
+      }
+      add(self->pid());
+      continue;
+    }
+    const auto pid = parse_pid(word, messages);
+    if (!pid) return std::nullopt;
+    add(*pid);
+  }
+  if (!pids.empty()) return pids;
+  messages.error("TARGET is missing", "give a PID, 'self', or -n NAME; see --help");
+  return std::nullopt;
+}
+
+}  // namespace vmem::tools
