@@ -2,6 +2,7 @@
 /// What both architectures share: levels, limits, and whole tables against their entries.
 #include "page_table.hpp"
 
+#include <algorithm>
 #include <random>
 
 #include "support/catch.hpp"
@@ -22,6 +23,13 @@ Format arm64(std::uint8_t page_shift, std::uint8_t levels, std::uint8_t swap_typ
   f.mair = 0x000000040044f0ff;
   f.swap_type_shift = swap_type_shift;
   return f;
+}
+
+/// An address that an entry of `shift` may map: below 2^46, or as far up as sixteen of its leaves
+/// reach.
+std::uint64_t random_frame(unsigned shift, std::mt19937_64& random) {
+  const unsigned top = std::max(46U, shift + 4);
+  return random() % (1ULL << (top - shift)) << shift;
 }
 
 /// Entries as tables have them: stretches of one kind, of which some are frame after frame, with
@@ -56,7 +64,7 @@ std::vector<std::uint64_t> random_table(const Format& f, unsigned level, std::mt
   while (table.size() < f.entries()) {
     const std::uint64_t kind = random() % 16;
     std::size_t length = 1 + random() % (random() % 4 == 0 ? 200 : 12);
-    std::uint64_t frame = random() % (1ULL << (46 - shift)) << shift;
+    std::uint64_t frame = random_frame(shift, random);
     // Up to the end of what an address can be, and over it.
     if (random() % 8 == 0)
       frame = (1ULL << (random() % 2 != 0 ? 48 : 52)) - ((random() % 8) << shift);
@@ -72,7 +80,7 @@ std::vector<std::uint64_t> random_table(const Format& f, unsigned level, std::mt
         if (random() % 64 == 0) raw ^= 1ULL << random() % 64;
       }
       table.push_back(raw);
-      frame = consecutive ? frame + (1ULL << shift) : random() % (1ULL << (46 - shift)) << shift;
+      frame = consecutive ? frame + (1ULL << shift) : random_frame(shift, random);
     }
   }
   return table;
