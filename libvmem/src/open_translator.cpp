@@ -108,10 +108,11 @@ const Error* Translator::why_blind() const { return nullptr; }
 
 Result<std::unique_ptr<Translator>> open_translator(const Process& process, Backend backend) {
   if (process.root().recorded() && backend != Backend::pagemap) {
-    return std::unexpected(Error{.code = Errc::not_supported,
-                                 .what = backend == Backend::bpf ? "backend bpf" : "backend kmod",
-                                 .path = {},
-                                 .hint = "a recorded system has no page tables: use --backend pagemap"});
+    return std::unexpected(
+        Error{.code = Errc::not_supported,
+              .what = backend == Backend::bpf ? "backend bpf" : "backend kmod",
+              .path = {},
+              .hint = "a recorded system has no page tables: use --backend pagemap"});
   }
   switch (backend) {
     case Backend::pagemap:

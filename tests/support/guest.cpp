@@ -67,8 +67,7 @@ std::string guest_machine() { return environment("VMEM_VM_MACHINE"); }
 int Module::load(const std::string& name, const std::string& parameters) {
   utsname kernel{};
   if (uname(&kernel) != 0) return errno;
-  const std::string path =
-      std::string("/lib/modules/") + kernel.release + "/vmem/" + name + ".ko";
+  const std::string path = std::string("/lib/modules/") + kernel.release + "/vmem/" + name + ".ko";
   const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd < 0) return errno;
   const int error = syscall(SYS_finit_module, fd, parameters.c_str(), 0) == 0 ? 0 : errno;
@@ -232,8 +231,8 @@ std::vector<Run> RemapRecord::take() {
 }
 
 std::vector<std::string> reserved_caches(std::uint64_t physical) {
-  // "PAT: [mem 0x0000000090000000-0x0000000094000000] uncached-minus", exclusive end; without "PAT: "
-  // and with other spelling on old kernels.
+  // "PAT: [mem 0x0000000090000000-0x0000000094000000] uncached-minus", exclusive end; without "PAT:
+  // " and with other spelling on old kernels.
   std::ifstream in("/sys/kernel/debug/x86/pat_memtype_list");
   std::vector<std::string> caches;
   std::string line;

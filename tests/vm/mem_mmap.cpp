@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The reference driver itself. What it maps is told by three that do not know of each other: its truth file, the
-// kernel's own record of what it asked for, and the memory, in which every page holds its own address.
+// The reference driver itself. What it maps is told by three that do not know of each other: its
+// truth file, the kernel's own record of what it asked for, and the memory, in which every page
+// holds its own address.
 //
 // vmtest: machines=fast
 #include <fcntl.h>
@@ -66,8 +67,9 @@ std::vector<Run> by_content(const Mapping& mapping, std::uint64_t salt) {
     }
     if (!runs.empty()) {
       Run& last = runs.back();
-      const bool follows = run.physical && last.physical ? *run.physical == *last.physical + last.bytes
-                                                         : !run.physical && !last.physical;
+      const bool follows = run.physical && last.physical
+                               ? *run.physical == *last.physical + last.bytes
+                               : !run.physical && !last.physical;
       if (follows) {
         last.bytes += page;
         continue;
@@ -107,8 +109,8 @@ std::uint64_t stamp_windows() {
   return salt;
 }
 
-/// Loads the driver with these parameters and checks both windows, whole and in parts, against the truth
-/// that the test's author knows.
+/// Loads the driver with these parameters and checks both windows, whole and in parts, against the
+/// truth that the test's author knows.
 void check_fault(const std::string& parameters, const std::vector<std::vector<Run>>& expected) {
   const std::uint64_t salt = stamp_windows();
   const Module module("mem_mmap", parameters);
@@ -151,7 +153,8 @@ std::string claimed() {
   std::ifstream in("/proc/iomem");
   std::string line, found;
   while (std::getline(in, line)) {
-    if (line.find("mem_mmap") != std::string::npos) found += line.substr(line.find_first_not_of(' ')) + "\n";
+    if (line.find("mem_mmap") != std::string::npos)
+      found += line.substr(line.find_first_not_of(' ')) + "\n";
   }
   return found;
 }
