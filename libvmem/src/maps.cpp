@@ -5,6 +5,7 @@
 #include <cstring>
 #include <utility>
 
+#include "hex_text.hpp"
 #include "line_chunks.hpp"
 #include "vma_query.hpp"
 
@@ -40,9 +41,22 @@ bool take(const char*& p, const char* end, char wanted) {
   return true;
 }
 
-bool take_flag(const char*& p, char set, bool& value) {
-  value = *p == set;
-  return value || *p == '-' ? (++p, true) : false;
+/// The four letters of the permissions at `p`.
+inline bool take_permissions(const char* p, Vma& vma) {
+  // How they differ from "---p": not at all, or as much as the other letter does, which one bit of
+  // each tells.
+  constexpr auto unset = text_word<std::uint32_t>("---p");
+  constexpr auto set = text_word<std::uint32_t>("rwxs") ^ unset;
+  constexpr std::uint32_t r = 0x40, w = r << 8, x = w << 8, s = 1 << 24;
+  static_assert((set & (r | w | x | s)) == (r | w | x | s));
+  const std::uint32_t differs = load_text<std::uint32_t>(p) ^ unset;
+  vma.readable = (differs & r) != 0;
+  vma.writable = (differs & w) != 0;
+  vma.executable = (differs & x) != 0;
+  vma.shared = (differs & s) != 0;
+  const std::uint32_t whole =
+      (differs & (r | w | x)) / r * 0xff | (differs & s) * std::uint32_t{0xff};
+  return differs == (whole & set);
 }
 
 /// "OFFSET MAJOR:MINOR INODE", before a space or the end.
@@ -77,6 +91,76 @@ void assign_unescaped(std::string& out, std::string_view raw) {
   }
 }
 
+/// What follows the permissions.
+bool take_rest(const char* p, const char* end, Vma& vma) {
+  // Most mappings have no file. The rest of their lines is always the same.
+  constexpr std::string_view no_file = "00000000 00:00 0 ";
+  if (static_cast<std::size_t>(end - p) >= no_file.size() &&
+      std::memcmp(p, no_file.data(), no_file.size()) == 0) {
+    p += no_file.size();
+    vma.offset = vma.inode = vma.dev_major = vma.dev_minor = 0;
+  } else if (!take_file(p, end, vma)) {
+    return false;
+  }
+  // Names start with '/', '[' or a word, never with a space: all spaces here are padding.
+  while (p != end && *p == ' ') ++p;
+  const std::string_view raw(p, static_cast<std::size_t>(end - p));
+  if (memchr(raw.data(), '\\', raw.size()) == nullptr)
+    vma.path.assign(raw);
+  else
+    assign_unescaped(vma.path, raw);
+  return vma.range.start < vma.range.end;
+}
+
+/// Reads line after line.
+class LineParser {
+ public:
+  /// Parses the first line of `text` as parse_maps_line() does, but sooner: addresses mostly have
+  /// as many digits as in the line before, so what follows them is looked for where it stood there
+  /// before they are read. Returns the line's length with its newline; 0 if it is not sound.
+  [[gnu::always_inline]] std::size_t take(std::string_view text, Vma& vma) {
+    const char* const p = text.data();
+    // " rwxp 00000000 00:00 0 \n" is what follows the second address of a mapping without a name.
+    constexpr std::size_t rest = 24;
+    const std::size_t head = 2 * digits_ + 1;
+    if (text.size() >= head + rest) {
+      const char* const tail = p + head;
+      std::uint64_t bad = 0;
+      vma.range.start.value = hex_number(p, digits_, bad);
+      vma.range.end.value = hex_number(p + digits_ + 1, digits_, bad);
+      bad |= static_cast<unsigned char>(p[digits_] ^ '-') | static_cast<unsigned char>(*tail ^ ' ');
+      bad |= take_permissions(tail + 1, vma) ? 0 : 1;
+      bad |= vma.range.start < vma.range.end ? 0 : 1;
+      const std::uint64_t named =
+          (load_text<std::uint64_t>(tail + 5) ^ text_word<std::uint64_t>(" 0000000")) |
+          (load_text<std::uint64_t>(tail + 13) ^ text_word<std::uint64_t>("0 00:00 ")) |
+          (load_text<std::uint64_t>(tail + 16) ^ text_word<std::uint64_t>("0:00 0 \n"));
+      if ((bad | named) == 0) {
+        vma.offset = vma.inode = vma.dev_major = vma.dev_minor = 0;
+        if (!vma.path.empty()) vma.path.clear();
+        return head + rest;
+      }
+      if (bad == 0 && tail[5] == ' ') {
+        const std::string_view line = take_line(text);
+        return take_rest(tail + 6, p + line.size(), vma) ? static_cast<std::size_t>(text.data() - p)
+                                                         : 0;
+      }
+    }
+    return take_any(text, vma);
+  }
+
+ private:
+  [[gnu::noinline]] std::size_t take_any(std::string_view text, Vma& vma) {
+    const std::size_t size = text.size();
+    const std::string_view line = take_line(text);
+    const std::size_t dash = line.find('-');
+    if (dash >= 8 && dash <= 16) digits_ = static_cast<unsigned>(dash);
+    return parse_maps_line(line, vma) ? size - text.size() : 0;
+  }
+
+  unsigned digits_ = 12;  ///< 8 to 16
+};
+
 Result<std::optional<Vma>> find_in_text(const Process& process, VirtAddr address) {
   auto reader = VmaReader::open(process);
   if (!reader) return std::unexpected(std::move(reader.error()));
@@ -101,43 +185,22 @@ bool parse_maps_line(std::string_view line, Vma& vma) {
   const char* const end = p + line.size();
   if (!take_hex(p, end, vma.range.start.value) || !take(p, end, '-')) return false;
   if (!take_hex(p, end, vma.range.end.value) || !take(p, end, ' ')) return false;
-  if (end - p < 5) return false;
-  if (!take_flag(p, 'r', vma.readable) || !take_flag(p, 'w', vma.writable) ||
-      !take_flag(p, 'x', vma.executable)) {
-    return false;
-  }
-  vma.shared = *p == 's';
-  if (!vma.shared && *p != 'p') return false;
-  ++p;
-  if (!take(p, end, ' ')) return false;
-  // Most mappings have no file. The rest of their lines is always the same.
-  constexpr std::string_view no_file = "00000000 00:00 0 ";
-  if (static_cast<std::size_t>(end - p) >= no_file.size() &&
-      std::memcmp(p, no_file.data(), no_file.size()) == 0) {
-    p += no_file.size();
-    vma.offset = vma.inode = vma.dev_major = vma.dev_minor = 0;
-  } else if (!take_file(p, end, vma)) {
-    return false;
-  }
-  // Names start with '/', '[' or a word, never with a space: all spaces here are padding.
-  while (p != end && *p == ' ') ++p;
-  const std::string_view raw(p, static_cast<std::size_t>(end - p));
-  if (memchr(raw.data(), '\\', raw.size()) == nullptr)
-    vma.path.assign(raw);
-  else
-    assign_unescaped(vma.path, raw);
-  return vma.range.start < vma.range.end;
+  if (end - p < 5 || !take_permissions(p, vma) || p[4] != ' ') return false;
+  return take_rest(p + 5, end, vma);
 }
 
 Result<void> parse_maps(std::string_view text, FunctionRef<bool(const Vma&)> sink) {
   const std::size_t total = text.size();
+  LineParser parser;
   Vma vma;
   while (!text.empty()) {
     const std::size_t offset = total - text.size();
-    if (!parse_maps_line(take_line(text), vma)) {
+    const std::size_t line = parser.take(text, vma);
+    if (line == 0) {
       return std::unexpected(
           Error{.code = Errc::malformed, .what = "parsing maps", .path = {}, .address = offset});
     }
+    text.remove_prefix(line);
     if (!sink(vma)) break;
   }
   return {};
@@ -147,9 +210,24 @@ struct VmaReader::State {
   LineChunks chunks;
   PageSize page_size;
   bool recorded;
+  LineParser parser;
   std::string_view rest;
   std::uint64_t chunk_size = 0;
   VirtAddr previous_end;
+
+  /// What nearly every line is: there, sound and in order. False, and nothing taken, if it is not.
+  [[gnu::always_inline]] bool take_next(Vma& vma) {
+    const std::size_t line = rest.empty() ? 0 : parser.take(rest, vma);
+    if (line == 0 || !aligned(vma) || vma.range.start < previous_end) return false;
+    rest.remove_prefix(line);
+    previous_end = vma.range.end;
+    return true;
+  }
+  bool aligned(const Vma& vma) const {
+    return page_size.offset(vma.range.start) == 0 && page_size.offset(vma.range.end) == 0;
+  }
+
+  Result<bool> next(Vma& vma);
 };
 
 VmaReader::VmaReader(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -165,34 +243,36 @@ Result<VmaReader> VmaReader::open(const Process& process) {
 }
 
 Result<bool> VmaReader::next(Vma& vma) {
-  State& s = *state_;
+  if (state_->take_next(vma)) return true;
+  return state_->next(vma);
+}
+
+[[gnu::noinline]] Result<bool> VmaReader::State::next(Vma& vma) {
   for (;;) {
-    if (s.rest.empty()) {
-      auto chunk = s.chunks.next();
+    if (rest.empty()) {
+      auto chunk = chunks.next();
       if (!chunk) return std::unexpected(std::move(chunk.error()));
       if (chunk->empty()) return false;
-      s.rest = *chunk;
-      s.chunk_size = chunk->size();
+      rest = *chunk;
+      chunk_size = chunk->size();
     }
-    const std::uint64_t offset = s.chunks.offset() + (s.chunk_size - s.rest.size());
-    const bool valid = parse_maps_line(take_line(s.rest), vma) &&
-                       s.page_size.offset(vma.range.start) == 0 &&
-                       s.page_size.offset(vma.range.end) == 0;
-    const bool ascending = valid && vma.range.start >= s.previous_end;
-    if (!valid || (!ascending && s.recorded)) {
+    const std::size_t left = rest.size();
+    const bool valid = parse_maps_line(take_line(rest), vma) && aligned(vma);
+    const bool ascending = valid && vma.range.start >= previous_end;
+    if (!valid || (!ascending && recorded)) {
       return std::unexpected(Error{.code = Errc::malformed,
                                    .what = "parsing maps",
-                                   .path = s.chunks.path(),
-                                   .address = offset});
+                                   .path = chunks.path(),
+                                   .address = chunks.offset() + (chunk_size - left)});
     }
     if (!ascending) {
       // VMAs merged between two reads: the kernel goes on by address and prints the
       // merged one, whose first part was handed out already (m_start(), task_mmu.c).
-      if (vma.range.end <= s.previous_end) continue;
-      if (vma.inode != 0) vma.offset += s.previous_end - vma.range.start;
-      vma.range.start = s.previous_end;
+      if (vma.range.end <= previous_end) continue;
+      if (vma.inode != 0) vma.offset += previous_end - vma.range.start;
+      vma.range.start = previous_end;
     }
-    s.previous_end = vma.range.end;
+    previous_end = vma.range.end;
     return true;
   }
 }
