@@ -166,7 +166,9 @@ Classification classify(const Vma& vma, const VmaFacts& facts, PageSize page_siz
       !facts.device_node.value_or(false)) {
     return of(shm);
   }
-  if (facts.device_node.value_or(looks_like_device(vma, facts)) || has_flag(facts, "pf")) {
+  // A BAR's file in sysfs is a regular one: of it only the path and the filesystem tell.
+  const bool bar = device_path(name) == DevicePath::pci && looks_like_device(vma, facts);
+  if (bar || facts.device_node.value_or(looks_like_device(vma, facts)) || has_flag(facts, "pf")) {
     return device(vma, facts);
   }
   if (facts.filesystem == "tracefs" || facts.filesystem == "debugfs" ||
