@@ -55,17 +55,18 @@ static inline bool vmem_maybe_pinned(struct page *head)
 }
 
 /*
- * "mm: CONFIG_NO_PAGE_MAPCOUNT to prepare for not maintain per-page mapcounts in large folios", 6.15:
- * from then on the counters of the pages of a large folio are valid only with CONFIG_PAGE_MAPCOUNT.
+ * "mm: CONFIG_NO_PAGE_MAPCOUNT to prepare for not maintain per-page mapcounts in large folios",
+ * 6.15: from then on the counters of the pages of a large folio are valid only with
+ * CONFIG_PAGE_MAPCOUNT.
  */
 #if defined(VMEM_HAVE_PAGE_MAPCOUNT_OPTION) && !defined(CONFIG_PAGE_MAPCOUNT)
 #define VMEM_MAPCOUNT_AVERAGE
 #endif
 
 /*
- * "fs/proc: move page_mapcount() to fs/proc/internal.h", 6.11: from then on what /proc/kpagecount says
- * is put together from the page's own counter and the folio's. The caller holds a reference, so that
- * the folio stays what it is.
+ * "fs/proc: move page_mapcount() to fs/proc/internal.h", 6.11: from then on what /proc/kpagecount
+ * says is put together from the page's own counter and the folio's. The caller holds a reference,
+ * so that the folio stays what it is.
  */
 static inline int vmem_page_mapcount(struct page *page)
 {
@@ -83,7 +84,8 @@ static inline int vmem_page_mapcount(struct page *page)
 
 		if (rest <= 0)
 			return max(entire, 0);
-		return max(entire + (int)DIV_ROUND_CLOSEST((unsigned long)rest, folio_nr_pages(folio)), 1);
+		return max(entire + (int)DIV_ROUND_CLOSEST((unsigned long)rest,
+							   folio_nr_pages(folio)), 1);
 	}
 #endif
 	/* The counter shares its place with the type of pages that user space cannot map. */
@@ -96,8 +98,8 @@ static inline int vmem_page_mapcount(struct page *page)
 
 #ifdef CONFIG_IOMMU_API
 /*
- * "iommu: Add iommu_driver_get_domain_for_dev() helper", 6.19: of the two this is the one to be called
- * with the group's mutex held, and the other must no longer be.
+ * "iommu: Add iommu_driver_get_domain_for_dev() helper", 6.19: of the two this is the one to be
+ * called with the group's mutex held, and the other must no longer be.
  */
 static inline struct iommu_domain *vmem_domain_of(struct device *dev)
 {

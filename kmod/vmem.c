@@ -5,15 +5,15 @@
  *
  * Why page tables may be read here at all:
  *  - A reference on the mm's users keeps its page tables from being torn down as a whole.
- *  - mmap_lock is held for reading, so that VMAs neither come, go nor move. Only what lies inside of
- *    a VMA is walked: munmap() frees the tables of what it has already unlinked with mmap_lock held for
- *    reading, too (it downgrades the lock).
- *  - Tables of PTEs may go even so: khugepaged frees those of files (6.6 and later), and MADV_DONTNEED
- *    empty ones (6.14 and later, CONFIG_PT_RECLAIM). Both free by RCU, therefore rcu_read_lock()
- *    comes before the PMD is read.
+ *  - mmap_lock is held for reading, so that VMAs neither come, go nor move. Only what lies inside
+ *    of a VMA is walked: munmap() frees the tables of what it has already unlinked with mmap_lock
+ *    held for reading, too (it downgrades the lock).
+ *  - Tables of PTEs may go even so: khugepaged frees those of files (6.6 and later), and
+ *    MADV_DONTNEED empty ones (6.14 and later, CONFIG_PT_RECLAIM). Both free by RCU, therefore
+ *    rcu_read_lock() comes before the PMD is read.
  *  - Hugetlb may unshare a table of PMDs. It holds i_mmap_rwsem for writing when it does.
- *  - Each entry is read once, and what is done rests on that copy alone: entries change from a table to
- *    a huge leaf and back under us.
+ *  - Each entry is read once, and what is done rests on that copy alone: entries change from a
+ *    table to a huge leaf and back under us.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
@@ -48,8 +48,8 @@
 #endif
 
 /*
- * Entries looked at with mmap_lock held, and such rounds in a call: some tenths of a millisecond, and
- * some ten. A VMA counts as much as it costs to find.
+ * Entries looked at with mmap_lock held, and such rounds in a call: some tenths of a millisecond,
+ * and some ten. A VMA counts as much as it costs to find.
  */
 #define ENTRIES_PER_ROUND 32768
 #define ENTRIES_PER_VMA 32
@@ -70,8 +70,8 @@ static unsigned int level_shift(unsigned int level)
 }
 
 /*
- * Levels that this mm does without. The kernel's functions pass through them: the entry of the level
- * above is taken for one of the level below, and is looked at there.
+ * Levels that this mm does without. The kernel's functions pass through them: the entry of the
+ * level above is taken for one of the level below, and is looked at there.
  */
 static unsigned int levels_of(struct mm_struct *mm)
 {
@@ -80,9 +80,9 @@ static unsigned int levels_of(struct mm_struct *mm)
 }
 
 /*
- * pXd_leaf() and pXd_present() have changed their minds about entries of PROT_NONE, of migration and
- * of huge pages being split (and before 6.9 arm64 has the first say no to PROT_NONE), so this is what
- * the processor calls a table; whoever reads the entry finds out what the others are.
+ * pXd_leaf() and pXd_present() have changed their minds about entries of PROT_NONE, of migration
+ * and of huge pages being split (and before 6.9 arm64 has the first say no to PROT_NONE), so this
+ * is what the processor calls a table; whoever reads the entry finds out what the others are.
  */
 static bool is_table(u64 entry)
 {
@@ -129,8 +129,8 @@ static u16 vma_flags(struct vm_area_struct *vma)
 static u64 address_space_of(struct mm_struct *mm, u64 exec_id)
 {
 	/*
-	 * An execve() never puts the new mm where the old one is, which it still holds; should a later
-	 * one, then self_exec_id has moved on. The key keeps the kernel's address a secret.
+	 * An execve() never puts the new mm where the old one is, which it still holds; should a
+	 * later one, then self_exec_id has moved on. The key keeps the kernel's address a secret.
 	 */
 	return siphash_2u64((uintptr_t)mm, exec_id, &address_space_key) | 1;
 }
@@ -206,8 +206,8 @@ static bool spend(struct walker *w, u32 entries)
 }
 
 /*
- * x86 holds frames inverted in entries that are not present (L1TF: __pte_needs_invert()), so that there
- * the entries of consecutive frames count down.
+ * x86 holds frames inverted in entries that are not present (L1TF: __pte_needs_invert()), so that
+ * there the entries of consecutive frames count down.
  */
 static u16 direction_of(u64 entry)
 {
@@ -265,8 +265,8 @@ static bool add_entry(struct walker *w, u64 va, u64 entry, unsigned int level, u
 }
 
 /*
- * The functions below walk [addr, end) at one level each, and return false where they had to stop; all
- * below w->done was then looked at. The copy of the upper entry is what they go by.
+ * The functions below walk [addr, end) at one level each, and return false where they had to stop;
+ * all below w->done was then looked at. The copy of the upper entry is what they go by.
  */
 static bool walk_ptes(struct walker *w, pmd_t pmd, unsigned long addr, unsigned long end, u16 flags)
 {
@@ -285,8 +285,8 @@ static bool walk_ptes(struct walker *w, pmd_t pmd, unsigned long addr, unsigned 
 	return true;
 }
 
-static bool walk_pmds(struct walker *w, pud_t *pudp, pud_t pud, unsigned long addr, unsigned long end,
-		      u16 flags, bool root)
+static bool walk_pmds(struct walker *w, pud_t *pudp, pud_t pud, unsigned long addr,
+		      unsigned long end, u16 flags, bool root)
 {
 	pmd_t *pmdp = pmd_offset_lockless(pudp, pud, addr);
 	unsigned long next;
@@ -448,7 +448,7 @@ static int resolve_rounds(struct vmem_resolve *arg, struct mm_struct *mm, struct
 		walk_vmas(w, mm, arg->end);
 		mmap_read_unlock(mm);
 
-		/* Not with the lock held: a fault of our own would wait for whoever waits for it. */
+		/* Not with the lock held: a fault of our own would wait for who waits for it. */
 		if (copy_to_user(out + arg->runs_count, w->runs, w->count * sizeof(*w->runs)))
 			return -EFAULT;
 		arg->runs_count += w->count;
@@ -690,8 +690,9 @@ static void walk_iovas(struct iova_walk *w, struct iommu_domain *domain)
 	while (w->done < w->end && budget--) {
 		const u64 next = min((w->done | (step - 1)) + 1, w->end);
 		/*
-		 * 0 is the answer for "not mapped", and for what is mapped to address 0: so ask for the
-		 * second byte. (A driver that leaves out the offset is right up to the granule, too.)
+		 * 0 is the answer for "not mapped", and for what is mapped to address 0: so ask for
+		 * the second byte. (A driver that leaves out the offset is right up to the granule,
+		 * too.)
 		 */
 		const u64 second = iommu_iova_to_phys(domain, w->done + 1);
 
@@ -702,8 +703,8 @@ static void walk_iovas(struct iova_walk *w, struct iommu_domain *domain)
 }
 
 /*
- * Called with the group's mutex held, without which no domain is attached or detached: it cannot be freed
- * as long as we use it. (VFIO frees its own when the last user closes.)
+ * Called with the group's mutex held, without which no domain is attached or detached: it cannot be
+ * freed as long as we use it. (VFIO frees its own when the last user closes.)
  */
 static int walk_device(struct device *dev, void *data)
 {
@@ -730,7 +731,7 @@ static int walk_device(struct device *dev, void *data)
 	return 1;
 }
 
-/* Without translation: as it is, but for what the bus adds (device tree's dma-ranges, ACPI's _DMA). */
+/* Untranslated: as it is, but for what the bus adds (device tree's dma-ranges, ACPI's _DMA). */
 static void walk_bus(struct iova_walk *w)
 {
 	const struct bus_dma_region *map;
@@ -756,7 +757,8 @@ static void walk_bus(struct iova_walk *w)
 		}
 		start = max_t(u64, w->done, lowest->dma_start);
 		end = min_t(u64, w->end, (u64)lowest->dma_start + lowest->size);
-		if (!add_iova(w, start, lowest->cpu_start + (start - lowest->dma_start), end - start))
+		if (!add_iova(w, start, lowest->cpu_start + (start - lowest->dma_start),
+			      end - start))
 			return;
 		w->done = end;
 	}

@@ -5,19 +5,20 @@
  * Who may. The device is mode 0600, is opened O_RDONLY, and takes CAP_SYS_ADMIN in the initial user
  * namespace both at open() (EPERM; EACCES when opened for writing) and at every ioctl (EPERM).
  *
- * Arguments. Each ioctl takes a pointer to a structure whose first member is its size, as the caller
- * was compiled (like openat2(2)). Structures only ever grow at their end, and 0 in a new member
- * means what was meant before it existed:
+ * Arguments. Each ioctl takes a pointer to a structure whose first member is its size, as the
+ * caller was compiled (like openat2(2)). Structures only ever grow at their end, and 0 in a new
+ * member means what was meant before it existed:
  *  - a smaller size than the kernel's: what is missing counts as 0, and is not written back;
  *  - a larger one: E2BIG unless all that the kernel does not know is 0;
  *  - smaller than the first version: EINVAL.
- * A reserved member that is not 0, or a flag that is not defined, is EINVAL. Nothing is written back
- * where an error is returned, but buffers that the arguments point to may have been written to.
+ * A reserved member that is not 0, or a flag that is not defined, is EINVAL. Nothing is written
+ * back where an error is returned, but buffers that the arguments point to may have been written
+ * to.
  *
- * Work per call is bounded. A call does a part of what it was asked, says in `next` where it stopped,
- * and is repeated from there until `next` equals `end`. Each call with room for at least one result
- * gets further. Only a fatal signal ends a call early (EINTR); the target's mmap_lock is released
- * every fraction of a millisecond.
+ * Work per call is bounded. A call does a part of what it was asked, says in `next` where it
+ * stopped, and is repeated from there until `next` equals `end`. Each call with room for at least
+ * one result gets further. Only a fatal signal ends a call early (EINTR); the target's mmap_lock is
+ * released every fraction of a millisecond.
  *
  * Targets. A process is named by the id of one of its threads in the caller's PID namespace and by
  * that thread's start time, field 22 of /proc/PID/stat (clock ticks; as the caller's time namespace
@@ -35,6 +36,11 @@
 
 #include <linux/ioctl.h>
 #include <linux/types.h>
+#if defined(__KERNEL__)
+#include <linux/build_bug.h>
+#elif !defined(__cplusplus)
+#include <assert.h>
+#endif
 
 #define VMEM_DEVICE "/dev/vmem"
 
@@ -78,15 +84,15 @@ struct vmem_info {
  * 1 << shift) is
  *	entry			without a direction (there may then be many equal ones),
  *	entry + (i << shift)	with VMEM_RUN_UP,
- *	entry - (i << shift)	with VMEM_RUN_DOWN (x86, entries that are not present: of PROT_NONE and
- *				NUMA hinting, which hold the frame inverted).
+ *	entry - (i << shift)	with VMEM_RUN_DOWN (x86, entries that are not present: of PROT_NONE
+ *				and NUMA hinting, which hold the frame inverted).
  * Of pages that are in memory either means consecutive frames; other entries are just numbers here.
  * Entries that are empty are in no run. Those that are not present (swap, migration, markers) are,
  * and so is what should not exist. Entries are as pte_val() has them: the encryption bit stands in
  * them, and under Xen PV frames are pseudo-physical.
  */
 struct vmem_run {
-	__u64 va; /* of the first entry; below the range asked for where a large leaf starts there */
+	__u64 va; /* of the first entry; below the asked range where a large leaf starts there */
 	__u64 entry; /* the first */
 	__u64 count;
 	__u16 flags; /* VMEM_RUN_ */
@@ -98,13 +104,13 @@ struct vmem_run {
 #define VMEM_RUN_UP 0x1
 #define VMEM_RUN_DOWN 0x2
 /*
- * What an upper level takes away from all entries below it. (The NX bit that page-table isolation puts
- * into the kernel's copy of x86's top level is not counted: user mode runs on the other copy.)
+ * What an upper level takes away from all entries below it. (The NX bit that page-table isolation
+ * puts into the kernel's copy of x86's top level is not counted: user mode runs on the other copy.)
  */
 #define VMEM_RUN_TABLE_READ_ONLY 0x4
 #define VMEM_RUN_TABLE_NO_USER 0x8
 #define VMEM_RUN_TABLE_NO_EXEC 0x10
-/* The VMA is soft-dirty as a whole (VM_SOFTDIRTY), which pagemap's bit 55 counts for all its pages. */
+/* The VMA is soft-dirty as a whole (VM_SOFTDIRTY): pagemap's bit 55 counts it for all its pages. */
 #define VMEM_RUN_SOFT_DIRTY 0x20
 
 /*
@@ -155,7 +161,7 @@ struct vmem_walk {
 
 struct vmem_frame {
 	__u32 flags; /* VMEM_FRAME_; 0: there is no such frame of RAM, or it is offline */
-	__s32 refcount; /* of the frame, or of the compound page (folio) it is part of; 0: free or frozen */
+	__s32 refcount; /* of the frame, or of its compound page (folio); 0: free or frozen */
 	__s32 mapcount; /* page-table entries that map this frame, as /proc/kpagecount counts */
 	__u32 order; /* log2 of the pages in its compound page */
 };
@@ -167,9 +173,9 @@ struct vmem_frame {
  */
 #define VMEM_FRAME_MAYBE_PINNED 0x2
 /*
- * Whether a long-term pin (FOLL_LONGTERM, as RDMA and VFIO take) may stay where it is. NOT_PINNABLE: it
- * is in ZONE_MOVABLE, and a pin would migrate it first. Neither: not known (the kernel has CMA,
- * and tells no module which frames belong to it).
+ * Whether a long-term pin (FOLL_LONGTERM, as RDMA and VFIO take) may stay where it is.
+ * NOT_PINNABLE: it is in ZONE_MOVABLE, and a pin would migrate it first. Neither: not known (the
+ * kernel has CMA, and tells no module which frames belong to it).
  */
 #define VMEM_FRAME_PINNABLE 0x4
 #define VMEM_FRAME_NOT_PINNABLE 0x8
@@ -179,8 +185,8 @@ struct vmem_frame {
 #define VMEM_FRAME_CHANGING 0x20
 
 /*
- * VMEM_IOC_FRAMES: what the kernel says of the frames [pfn, pfn + count). frames[i] is of frame pfn + i.
- * The module holds a reference of its own for an instant, which it does not count.
+ * VMEM_IOC_FRAMES: what the kernel says of the frames [pfn, pfn + count). frames[i] is of frame pfn
+ * + i. The module holds a reference of its own for an instant, which it does not count.
  */
 struct vmem_frames {
 	__u32 size;
@@ -198,15 +204,15 @@ struct vmem_iova_run {
 };
 
 /* struct vmem_iova.state */
-#define VMEM_IOVA_NO_IOMMU 1 /* no IOMMU translates for this device: runs are of the bus's own map */
+#define VMEM_IOVA_NO_IOMMU 1 /* no IOMMU translates for this device: runs are the bus's own map */
 #define VMEM_IOVA_IDENTITY 2 /* an IOMMU lets every address through as it is */
 #define VMEM_IOVA_BLOCKED 3 /* an IOMMU lets nothing through: there are no runs */
 #define VMEM_IOVA_TRANSLATED 4 /* what is in no run is not mapped */
 
 /*
- * VMEM_IOC_IOVA: what a PCI device reaches at the bus addresses [start, end), by the IOMMU domain that
- * it is attached to (not by those of PASIDs). Errors: ENODEV, no such device; EOPNOTSUPP, a domain
- * whose kind tells nothing (nested in a guest's tables), or a kernel without IOMMU support.
+ * VMEM_IOC_IOVA: what a PCI device reaches at the bus addresses [start, end), by the IOMMU domain
+ * that it is attached to (not by those of PASIDs). Errors: ENODEV, no such device; EOPNOTSUPP, a
+ * domain whose kind tells nothing (nested in a guest's tables), or a kernel without IOMMU support.
  */
 struct vmem_iova {
 	__u32 size;
@@ -226,20 +232,14 @@ struct vmem_iova {
 };
 
 /* One layout on every architecture, and for 32-bit callers. */
-#if defined(__cplusplus)
-#define VMEM_UAPI_ASSERT static_assert
-#else
-#define VMEM_UAPI_ASSERT _Static_assert
-#endif
-VMEM_UAPI_ASSERT(sizeof(struct vmem_info) == 56, "struct vmem_info");
-VMEM_UAPI_ASSERT(sizeof(struct vmem_run) == 32, "struct vmem_run");
-VMEM_UAPI_ASSERT(sizeof(struct vmem_resolve) == 72, "struct vmem_resolve");
-VMEM_UAPI_ASSERT(sizeof(struct vmem_step) == 24, "struct vmem_step");
-VMEM_UAPI_ASSERT(sizeof(struct vmem_walk) == 160, "struct vmem_walk");
-VMEM_UAPI_ASSERT(sizeof(struct vmem_frame) == 16, "struct vmem_frame");
-VMEM_UAPI_ASSERT(sizeof(struct vmem_frames) == 40, "struct vmem_frames");
-VMEM_UAPI_ASSERT(sizeof(struct vmem_iova_run) == 24, "struct vmem_iova_run");
-VMEM_UAPI_ASSERT(sizeof(struct vmem_iova) == 64, "struct vmem_iova");
-#undef VMEM_UAPI_ASSERT
+static_assert(sizeof(struct vmem_info) == 56, "struct vmem_info");
+static_assert(sizeof(struct vmem_run) == 32, "struct vmem_run");
+static_assert(sizeof(struct vmem_resolve) == 72, "struct vmem_resolve");
+static_assert(sizeof(struct vmem_step) == 24, "struct vmem_step");
+static_assert(sizeof(struct vmem_walk) == 160, "struct vmem_walk");
+static_assert(sizeof(struct vmem_frame) == 16, "struct vmem_frame");
+static_assert(sizeof(struct vmem_frames) == 40, "struct vmem_frames");
+static_assert(sizeof(struct vmem_iova_run) == 24, "struct vmem_iova_run");
+static_assert(sizeof(struct vmem_iova) == 64, "struct vmem_iova");
 
 #endif
