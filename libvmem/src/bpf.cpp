@@ -54,8 +54,8 @@ class Decoder {
     for (const vmem_cover& cover : program_.covers()) {
       if (!absent(start, {cover.start})) return false;
       next_ = cover.record;
-      // As pagemap does: a new VMA is soft-dirty as a whole, the holes in it as well
-      // (pagemap_pmd_range() and pagemap_pte_hole() in fs/proc/task_mmu.c).
+      // As pagemap does: a new VMA is soft-dirty as a whole (pagemap_pmd_range() in
+      // fs/proc/task_mmu.c).
       out_.mark(cover.soft_dirty != 0 ? page_bit::soft_dirty : 0);
       const VaRange range{{cover.start}, {cover.end}};
       const unsigned root = format_.levels - 1U;

@@ -47,7 +47,7 @@ class ExtentBuilder {
  public:
   ExtentBuilder(PageSize page_size, ExtentSink sink) : page_size_(page_size), sink_(sink) {}
 
-  /// page_bit that every run has from now on.
+  /// page_bit that every run of what is there has from now on: absent and changed pages have none.
   void mark(std::uint8_t bits) { marks_ = bits; }
 
   /// False once the sink has had enough.
@@ -80,7 +80,10 @@ class ExtentBuilder {
     return true;
   }
 
-  bool has_marks(const Extent& run) const { return (marks_ & ~run.bits) == 0; }
+  bool has_marks(const Extent& run) const {
+    return (marks_ & ~run.bits) == 0 || run.state == PageState::absent ||
+           run.state == PageState::changed;
+  }
   Extent marked(Extent run) const {
     run.bits |= marks_;
     return run;

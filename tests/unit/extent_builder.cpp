@@ -176,14 +176,16 @@ TEST_CASE("marks are added to what comes, and what they make alike is one extent
   builder.mark(page_bit::soft_dirty);
   CHECK(builder.add(run(0, 1, PageState::resident, 1)));
   CHECK(builder.add(dirty));
+  CHECK(builder.add(run(2, 1, PageState::absent, 0)));
   builder.mark(0);
-  CHECK(builder.add(run(2, 1, PageState::resident, 3)));
+  CHECK(builder.add(run(3, 1, PageState::resident, 3)));
   builder.mark(page_bit::uffd_wp);
-  CHECK(builder.hand_on(run(3, 1, PageState::resident, 9)));
-  REQUIRE(out.size() == 3);
+  CHECK(builder.hand_on(run(4, 1, PageState::resident, 9)));
+  REQUIRE(out.size() == 4);
   CHECK((out[0].bytes == 2 * p.bytes() && out[0].bits == page_bit::soft_dirty));
-  CHECK((out[1].bytes == p.bytes() && out[1].bits == 0));
-  CHECK(out[2].bits == page_bit::uffd_wp);
+  CHECK((out[1].state == PageState::absent && out[1].bits == 0));
+  CHECK((out[2].bytes == p.bytes() && out[2].bits == 0));
+  CHECK(out[3].bits == page_bit::uffd_wp);
 }
 
 TEST_CASE("cutting an extent anywhere and merging gives it back") {
