@@ -162,9 +162,9 @@ build_modules() {
 }
 
 # Kernel modules that tests want, beside those they depend on: for PCI devices, huge BARs, 9p.
-guest_modules=(uio_pci_generic vfio-pci)
+guest_modules=(uio_pci_generic uio_cif vfio-pci zram lzo-rle ext4)
 
-# build_programs: the tests and vtop, static.
+# build_programs: the tests, what they start, and the tools, static.
 build_programs() {
   local cross=()
   case $arch in
@@ -181,12 +181,13 @@ build_programs() {
     cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Debug "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -g" "${launcher[@]}" "${cross[@]}" \
       >/dev/null
   fi
-  cmake --build "$build" --target vmem-vm vmem-tools
-  local program strip=strip
+  cmake --build "$build" --target vmem-vm vmem-tools memory-kinds plain-pagemap
+  local program tools strip=strip
   [[ $arch != arm64 ]] || strip=aarch64-linux-gnu-strip
   mkdir -p "$work/bin"
-  for program in tests/vmem-vm tools/vtop; do
-    "$strip" -o "$work/bin/$(basename "$program")" "$build/$program"
+  mapfile -t tools < <(find "$build/tools" -maxdepth 1 -type f -perm -u+x)
+  for program in "$build"/tests/{vmem-vm,support/memory-kinds,support/plain-pagemap} "${tools[@]}"; do
+    "$strip" -o "$work/bin/$(basename "$program")" "$program"
   done
 }
 

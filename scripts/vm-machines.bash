@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
 # shellcheck shell=bash
-# Sourced by vmtest: the virtual machines, and one boot of one. Uses $arch, $work, $timeout and $run of its. Only
+# Sourced by vmtest: the virtual machines, and one boot of one. Uses $arch, $work, $timeout, $environment and $run of its. Only
 # software emulation: the same everywhere, and nothing of the host's processor shows.
 
 # tests/vm/README.md says what each is for.
 case $arch in
-  amd64) machines=(fast pc pti iommu) ;;
-  arm64) machines=(fast) ;;
+  amd64) machines=(fast pc pti iommu smp) ;;
+  arm64) machines=(fast smp) ;;
 esac
 
 # What is never mapped by the kernel itself: the reference driver's two windows.
@@ -25,7 +25,7 @@ qemu_command() {
     qemu=(qemu-system-x86_64 -accel tcg -cpu max -m 3G -device "isa-debug-exit,iobase=0xf4,iosize=0x4")
     append+=" console=ttyS0 $windows"
     case $2 in
-      fast | pti)
+      fast | pti | smp)
         # An ELF kernel starts without unpacking itself, but at a fixed address and with four levels.
         qemu+=(-machine pc -kernel "$root/vmlinux")
         ;;
@@ -46,7 +46,9 @@ qemu_command() {
     if [[ $2 == pti ]]; then append+=' pti=on'; else append+=' mitigations=off'; fi
     qemu+=(-append "$append")
   fi
-  qemu+=(-smp 1 -display none -no-reboot -net none -serial stdio -monitor none)
+  local processors=1
+  [[ $2 != smp ]] || processors=2
+  qemu+=(-smp "$processors" -display none -no-reboot -net none -serial stdio -monitor none)
 }
 
 # boot KERNEL MACHINE: one machine, from power-on to the end of its tests or of $run. Its console goes to
@@ -60,12 +62,15 @@ boot() {
   else
     tests_for "$2" "$1" >"$tree/tests"
   fi
+  ((${#environment[@]} == 0)) || printf 'export %q\n' "${environment[@]}" >"$tree/environment"
   (cd "$tree" && find . -print0 | cpio --null --quiet -o -H newc -R 0:0) >"$tree.cpio"
   cat "$work/$1.cpio" "$tree.cpio" >"$tree.initramfs"
   qemu_command "$1" "$2"
-  timeout --kill-after=5 "$timeout" "${qemu[@]}" -initrd "$tree.initramfs" </dev/null >"$console" 2>"$console.qemu" ||
-    status=$?
-  rm "$tree.initramfs"
+  # In the background and waited for, so that a signal to vmtest is heard at once; it ends what .pid names.
+  timeout --kill-after=5 "$timeout" "${qemu[@]}" -initrd "$tree.initramfs" </dev/null >"$console" 2>"$console.qemu" &
+  printf '%s\n' $! >"$console.pid"
+  wait $! || status=$?
+  rm "$tree.initramfs" "$console.pid"
 
   # The guest says its result on the console and, on x86, through the debug-exit port: N is status 2N + 1.
   result=$(tr -d '\r' <"$console" | sed -n 's/^vmtest: result //p' | tail -n 1)

@@ -29,6 +29,8 @@
 #include <utility>
 #include <vector>
 
+#include "support/subprocess.hpp"
+
 namespace vmem::test {
 
 using Clock = std::chrono::steady_clock;
@@ -236,7 +238,8 @@ class KindsChild {
     if (pipe2(in.data(), O_CLOEXEC) != 0 || pipe2(out.data(), O_CLOEXEC) != 0) {
       throw std::runtime_error("pipe2");
     }
-    std::vector<const char*> argv{VMEM_MEMORY_KINDS_PATH, directory_.path().c_str()};
+    const std::string program = program_path("MEMORY_KINDS", VMEM_MEMORY_KINDS_PATH);
+    std::vector<const char*> argv{program.c_str(), directory_.path().c_str()};
     for (const std::string& name : names) argv.push_back(name.c_str());
     argv.push_back(nullptr);
     pid_ = fork();

@@ -39,8 +39,12 @@ struct PlainVma {
   std::vector<PlainRun> runs;
 };
 
+inline std::string plain_pagemap_path() {
+  return program_path("PLAIN_PAGEMAP", VMEM_PLAIN_PAGEMAP_PATH);
+}
+
 inline std::vector<PlainVma> plain_read(pid_t pid, const RunOptions& options = {}) {
-  const RunResult result = run({VMEM_PLAIN_PAGEMAP_PATH, std::to_string(pid)}, options);
+  const RunResult result = run({plain_pagemap_path(), std::to_string(pid)}, options);
   if (result.status != 0 || !result.out.ends_with("end\n")) {
     throw std::runtime_error("plain-pagemap: " + result.err);
   }
@@ -113,9 +117,10 @@ inline std::string describe(const Extent& e) {
          std::to_string(e.leaf_shift);
 }
 
-/// Whether the library's extent says of the page at `va` what the plain run says.
+/// Whether the library's extent says of the page at `va` what the plain run says. `known`: the
+/// page_bits that the library's source tells.
 inline bool agrees(const PlainRun& plain, const PlainSmaps& smaps, const Extent& extent,
-                   std::uint64_t va) {
+                   std::uint64_t va, unsigned known = 15) {
   const std::string state = expected_state(plain, smaps);
   if (to_string(extent.state) != state) return false;
   const std::uint64_t plain_value = plain.value + (va - plain.va) / base_page;
@@ -127,7 +132,9 @@ inline bool agrees(const PlainRun& plain, const PlainSmaps& smaps, const Extent&
   }
   if (state == "unseen") return extent.reason != Reason::none;
   // `exclusive` is the leaf's first page's where one entry was read for all of it.
-  unsigned compared = 15;
+  unsigned compared = known;
+  // pagemap's bit 55 is set in all of a new VMA; of what is not there the library tells no bits.
+  if (state == "absent") return extent.bits == 0;
   if ((extent.bits & page_bit::leaf_sampled) != 0) compared &= ~2U;
   return ((extent.bits ^ plain.bits) & compared) == 0;
 }
@@ -292,8 +299,8 @@ inline bool shown_pfns() {
     static char page[2 * base_page] = {1};
     page[base_page] = 1;
     const auto va = reinterpret_cast<std::uint64_t>(&page[base_page]) / base_page * base_page;
-    const RunResult result = run(
-        {VMEM_PLAIN_PAGEMAP_PATH, std::to_string(getpid()), hex(va) + "-" + hex(va + base_page)});
+    const RunResult result =
+        run({plain_pagemap_path(), std::to_string(getpid()), hex(va) + "-" + hex(va + base_page)});
     return result.out.find(" resident ") != std::string::npos;
   }();
   return shown;

@@ -12,6 +12,7 @@
 #include <cerrno>
 #include <csetjmp>
 #include <csignal>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -57,12 +58,21 @@ int write_control(const std::string& path, const std::string& text, int flags = 
 }  // namespace
 
 bool in_guest() {
-  if (!environment("VMEM_VM").empty()) return true;
+  if (!environment("VMEM_VM").empty()) {
+    // So that the console of a guest that hangs tells where.
+    static std::string last;
+    const std::string now = Catch::getResultCapture().getCurrentTestName();
+    if (now != last) std::fprintf(stderr, "%s\n", now.c_str());
+    last = now;
+    return true;
+  }
   skip_or_fail("vm", "not in a guest of scripts/vmtest");
   return false;
 }
 
 std::string guest_machine() { return environment("VMEM_VM_MACHINE"); }
+
+std::string guest_kernel() { return environment("VMEM_VM_KERNEL"); }
 
 int Module::load(const std::string& name, const std::string& parameters) {
   utsname kernel{};
@@ -91,8 +101,8 @@ Module::~Module() {
   }
 }
 
-Mapping::Mapping(const std::string& path, std::uint64_t offset, std::size_t bytes, int protection,
-                 int flags, int open_flags)
+MappedFile::MappedFile(const std::string& path, std::uint64_t offset, std::size_t bytes,
+                       int protection, int flags, int open_flags)
     : bytes_(bytes) {
   const int access = (protection & PROT_WRITE) != 0 ? O_RDWR : O_RDONLY;
   const int fd = open(path.c_str(), access | O_CLOEXEC | open_flags);
@@ -108,14 +118,14 @@ Mapping::Mapping(const std::string& path, std::uint64_t offset, std::size_t byte
   close(fd);
 }
 
-Mapping::Mapping(Mapping&& other) noexcept
+MappedFile::MappedFile(MappedFile&& other) noexcept
     : at_(std::exchange(other.at_, nullptr)), bytes_(other.bytes_), error_(other.error_) {}
 
-Mapping::~Mapping() {
+MappedFile::~MappedFile() {
   if (at_ != nullptr) munmap(at_, bytes_);
 }
 
-std::optional<std::uint64_t> Mapping::word(std::size_t offset) const {
+std::optional<std::uint64_t> MappedFile::word(std::size_t offset) const {
   static const bool installed = [] {
     struct sigaction action{};
     action.sa_handler = [](int number) {
@@ -138,13 +148,13 @@ std::optional<std::uint64_t> Mapping::word(std::size_t offset) const {
   return value;
 }
 
-void Mapping::set_word(std::size_t offset, std::uint64_t value) {
+void MappedFile::set_word(std::size_t offset, std::uint64_t value) {
   if (at_ == nullptr || offset + sizeof value > bytes_) FAIL("outside the mapping");
   // One access of full width: devices may not take others.
   *reinterpret_cast<volatile std::uint64_t*>(at_ + offset) = value;
 }
 
-Mapping map_device(const std::string& path, std::uint64_t offset, std::size_t bytes) {
+MappedFile map_device(const std::string& path, std::uint64_t offset, std::size_t bytes) {
   return {path, offset, bytes, PROT_READ | PROT_WRITE, MAP_SHARED};
 }
 
@@ -190,6 +200,17 @@ std::vector<Run> part(const std::vector<Run>& runs, std::uint64_t offset, std::u
     shown.push_back(run);
   }
   return shown;
+}
+
+std::vector<Run> calls_of(const std::vector<Run>& runs) {
+  std::vector<Run> calls;
+  std::uint64_t offset = 0;
+  for (const Run& run : runs) {
+    if (!run.physical) continue;
+    calls.push_back({offset, run.bytes, run.physical, ""});
+    offset += run.bytes;
+  }
+  return calls;
 }
 
 RemapRecord::RemapRecord() {
@@ -304,6 +325,22 @@ std::string pci_device(std::uint16_t vendor, std::uint16_t device) {
     }
   }
   return {};
+}
+
+BoundDevice::BoundDevice(const std::string& device, const std::string& driver,
+                         const std::string& module)
+    : device_(device) {
+  if (device_.empty() || std::system(("modprobe " + module).c_str()) != 0) return;
+  write_control(device_ + "/driver_override", driver);
+  write_control("/sys/bus/pci/drivers_probe", fs::path(device_).filename());
+  std::error_code none;
+  bound_ = fs::read_symlink(device_ + "/driver", none).filename() == driver;
+}
+
+BoundDevice::~BoundDevice() {
+  if (device_.empty()) return;
+  if (bound_) write_control(device_ + "/driver/unbind", fs::path(device_).filename());
+  write_control(device_ + "/driver_override", "\n");
 }
 
 std::optional<Run> pci_bar(const std::string& device, int bar) {

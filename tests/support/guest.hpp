@@ -15,8 +15,11 @@ namespace vmem::test {
 /// `if (!in_guest()) return;`
 bool in_guest();
 
-/// "fast", "pc", "pti" or "iommu": tests/vm/README.md.
+/// "fast", "pc", "pti", "iommu" or "smp": tests/vm/README.md.
 std::string guest_machine();
+
+/// "5.10", "6.1", "6.12" or "newest", as scripts/vmtest calls it.
+std::string guest_kernel();
 
 /// A kernel module, loaded until this goes.
 class Module {
@@ -37,13 +40,13 @@ class Module {
 };
 
 /// mmap() of a file, until this goes.
-class Mapping {
+class MappedFile {
  public:
-  Mapping(const std::string& path, std::uint64_t offset, std::size_t bytes, int protection,
-          int flags, int open_flags = 0);
-  ~Mapping();
-  Mapping(Mapping&& other) noexcept;
-  Mapping& operator=(Mapping&&) = delete;
+  MappedFile(const std::string& path, std::uint64_t offset, std::size_t bytes, int protection,
+             int flags, int open_flags = 0);
+  ~MappedFile();
+  MappedFile(MappedFile&& other) noexcept;
+  MappedFile& operator=(MappedFile&&) = delete;
 
   /// 0, or what mmap() or open() failed with.
   int error() const { return error_; }
@@ -60,7 +63,7 @@ class Mapping {
 };
 
 /// Read and write, shared: how drivers' windows are mapped.
-Mapping map_device(const std::string& path, std::uint64_t offset, std::size_t bytes);
+MappedFile map_device(const std::string& path, std::uint64_t offset, std::size_t bytes);
 
 /// Consecutive frames of a window or a mapping; without `physical`: a hole.
 struct Run {
@@ -76,6 +79,9 @@ std::vector<Run> truth(int window);
 
 /// The part that a mapping of `bytes` at `offset` shows, with offsets from its own start.
 std::vector<Run> part(const std::vector<Run>& runs, std::uint64_t offset, std::uint64_t bytes);
+
+/// The calls of remap_pfn_range() that make up `runs`: no holes, no attribute.
+std::vector<Run> calls_of(const std::vector<Run>& runs);
 
 /// Records every remap_pfn_range() by a kprobe: the frames and bytes that a driver asks for.
 class RemapRecord {
@@ -105,7 +111,7 @@ class PhysicalMemory {
 
  private:
   std::uint64_t physical_;
-  Mapping mapping_;
+  MappedFile mapping_;
 };
 
 /// A line of maps that covers `address`, and its VmFlags.
@@ -113,6 +119,21 @@ std::string maps_line(std::uint64_t address);
 
 /// The sysfs folder of the first PCI device with these identities; empty if there is none.
 std::string pci_device(std::uint16_t vendor, std::uint16_t device);
+
+/// A PCI device (its sysfs folder), given to a driver until this goes, whatever devices the
+/// driver says it is for. `module` is loaded; it may have another name than its driver.
+class BoundDevice {
+ public:
+  BoundDevice(const std::string& device, const std::string& driver, const std::string& module);
+  ~BoundDevice();
+  BoundDevice(const BoundDevice&) = delete;
+  BoundDevice& operator=(const BoundDevice&) = delete;
+  bool bound() const { return bound_; }
+
+ private:
+  std::string device_;
+  bool bound_ = false;
+};
 
 /// A BAR as the device's `resource` file says: start and bytes.
 std::optional<Run> pci_bar(const std::string& device, int bar);

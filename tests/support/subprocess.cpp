@@ -10,6 +10,7 @@
 #include <array>
 #include <cerrno>
 #include <csignal>
+#include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 
@@ -91,6 +92,11 @@ std::vector<std::string> environment_of(const RunOptions& options) {
 }
 
 }  // namespace
+
+std::string program_path(const char* name, const char* built) {
+  const char* const named = std::getenv(name);
+  return named != nullptr && *named != '\0' ? named : built;
+}
 
 RunResult run(const std::vector<std::string>& arguments, const RunOptions& options) {
   using Clock = std::chrono::steady_clock;

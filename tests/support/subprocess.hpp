@@ -28,6 +28,10 @@ struct RunResult {
   bool timed_out = false;
 };
 
+/// A program built with the tests: where the environment variable `name` says, as in a guest, else
+/// at `built`.
+std::string program_path(const char* name, const char* built);
+
 /// Runs a program to its end. Throws if it cannot be started.
 RunResult run(const std::vector<std::string>& arguments, const RunOptions& options = {});
 

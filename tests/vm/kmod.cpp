@@ -347,10 +347,6 @@ void fill_hugetlb_pool() {
   }
 }
 
-void write_file(const std::filesystem::path& path, const std::string& text) {
-  std::ofstream(path) << text << std::flush;
-}
-
 /// QEMU's edu device, bound to vfio-pci for as long as this lives. `group` is empty where there is
 /// no such device, or no IOMMU.
 struct VfioDevice {
@@ -359,20 +355,15 @@ struct VfioDevice {
     namespace fs = std::filesystem;
     const fs::path device = vmem::test::pci_device(0x1234, 0x11e8);
     if (device.empty() || !fs::exists(device / "iommu_group")) return;
-    if (std::system("modprobe vfio-pci && modprobe vfio_iommu_type1") != 0) return;
+    if (std::system("modprobe vfio_iommu_type1") != 0) return;
     name = device.filename();
-    write_file(device / "driver_override", "vfio-pci");
-    write_file("/sys/bus/pci/drivers_probe", name);
+    bound_.emplace(device, "vfio-pci", "vfio-pci");
     const std::string number = fs::read_symlink(device / "iommu_group").filename();
     if (fs::exists("/dev/vfio/" + number)) group = number;
   }
-  ~VfioDevice() {
-    if (name.empty()) return;
-    write_file("/sys/bus/pci/drivers/vfio-pci/unbind", name);
-    write_file("/sys/bus/pci/devices/" + name + "/driver_override", "\n");
-  }
-  VfioDevice(const VfioDevice&) = delete;
-  VfioDevice& operator=(const VfioDevice&) = delete;
+
+ private:
+  std::optional<vmem::test::BoundDevice> bound_;
 };
 
 /// A page-by-page flip through every kind of memory that this makes; the process must hold still.

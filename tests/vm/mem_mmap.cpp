@@ -22,7 +22,7 @@
 #include "support/catch.hpp"
 #include "support/guest.hpp"
 #include "support/subprocess.hpp"
-#include "support/vtop.hpp"
+#include "support/tool.hpp"
 
 using namespace vmem::test;
 
@@ -45,20 +45,8 @@ Run mapped(std::uint64_t offset, std::uint64_t bytes, std::uint64_t physical,
   return {offset, bytes, physical, cache};
 }
 
-/// What the calls of remap_pfn_range() add up to: no holes, no attribute.
-std::vector<Run> calls_of(const std::vector<Run>& runs) {
-  std::vector<Run> calls;
-  std::uint64_t offset = 0;
-  for (const Run& run : runs) {
-    if (!run.physical) continue;
-    calls.push_back({offset, run.bytes, run.physical, ""});
-    offset += run.bytes;
-  }
-  return calls;
-}
-
 /// Reads every page of a mapping, and says what lies below, in the form of truth().
-std::vector<Run> by_content(const Mapping& mapping, std::uint64_t salt) {
+std::vector<Run> by_content(const MappedFile& mapping, std::uint64_t salt) {
   std::vector<Run> runs;
   for (std::uint64_t offset = 0; offset < mapping.bytes(); offset += page) {
     Run run{offset, page, {}, ""};
@@ -90,7 +78,7 @@ void check_part(const std::string& device, const std::vector<Run>& expected, std
                 std::uint64_t bytes, std::uint64_t salt, RemapRecord& record) {
   INFO(device << " offset " << offset << " bytes " << bytes);
   record.take();
-  const Mapping mapping = map_device(device, offset, bytes);
+  const MappedFile mapping = map_device(device, offset, bytes);
   REQUIRE(mapping.error() == 0);
   const std::vector<Run> shown = part(expected, offset, bytes);
   {
@@ -277,20 +265,20 @@ TEST_CASE("mem_mmap: private mappings") {
   const std::uint64_t salt = stamp_windows();
   SECTION("what is written goes to a copy") {
     const Module module("mem_mmap");
-    Mapping mine(devices[0], 0, 4 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE);
+    MappedFile mine(devices[0], 0, 4 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE);
     REQUIRE(mine.error() == 0);
     CHECK(mine.word(page) == PhysicalMemory::stamp_of(base + page, salt));
     mine.set_word(page, 1);
     CHECK(mine.word(page) == 1U);
-    const Mapping shared = map_device(devices[0], 0, 4 * page);
+    const MappedFile shared = map_device(devices[0], 0, 4 * page);
     CHECK(shared.word(page) == PhysicalMemory::stamp_of(base + page, salt));
   }
   SECTION("in several pieces they are refused") {
     const Module module("mem_mmap", "fault=shifted");
     for (const int protection : {PROT_READ, PROT_READ | PROT_WRITE}) {
-      CHECK(Mapping(devices[0], 0, length, protection, MAP_PRIVATE).error() == EINVAL);
+      CHECK(MappedFile(devices[0], 0, length, protection, MAP_PRIVATE).error() == EINVAL);
     }
-    CHECK(Mapping(devices[0], 0, length - page, PROT_READ, MAP_PRIVATE).error() == 0);
+    CHECK(MappedFile(devices[0], 0, length - page, PROT_READ, MAP_PRIVATE).error() == 0);
   }
 }
 
@@ -298,7 +286,7 @@ TEST_CASE("mem_mmap: a mapping is shared, and written through to the memory") {
   if (!in_guest()) return;
   const std::uint64_t salt = stamp_windows();
   const Module module("mem_mmap");
-  Mapping one = map_device(devices[0], 0, length), other = map_device(devices[0], page, page);
+  MappedFile one = map_device(devices[0], 0, length), other = map_device(devices[0], page, page);
   one.set_word(page, 0x1234567);
   CHECK(other.word(0) == 0x1234567U);
   other.set_word(0, PhysicalMemory::stamp_of(base + page, salt));
@@ -331,7 +319,7 @@ TEST_CASE("mem_mmap: parameters") {
       const std::uint64_t start = 0x92000000 + static_cast<std::uint64_t>(i) * 0x8000;
       CHECK(truth(i + 1) == std::vector<Run>{mapped(0, 0x8000, start)});
       const std::string device = "/dev/mem_mmap" + std::to_string(i + 1);
-      const Mapping mapping = map_device(device, 0x1000, 0x7000);
+      const MappedFile mapping = map_device(device, 0x1000, 0x7000);
       REQUIRE(mapping.error() == 0);
       CHECK(mapping.word(0) == PhysicalMemory::stamp_of(start + 0x1000, salt));
       CHECK(map_error(device, 0x1000, 0x8000) == ENXIO);
@@ -366,7 +354,7 @@ TEST_CASE("mem_mmap: RAM in use is refused unless told otherwise") {
   CHECK(truth(1) == std::vector<Run>{mapped(0, 0x8000, start, uc)});
 #endif
   RemapRecord record;
-  const Mapping mapping(devices[0], 0, 0x8000, PROT_READ, MAP_SHARED);
+  const MappedFile mapping(devices[0], 0, 0x8000, PROT_READ, MAP_SHARED);
   REQUIRE(mapping.error() == 0);
   CHECK(record.take() == std::vector<Run>{{0, 0x8000, start, ""}});
   CHECK(mapping.word(0));
@@ -388,7 +376,7 @@ TEST_CASE("mem_mmap: the nodes are root's, and the module goes when the last map
   }
   CHECK(claimed() == "90000000-93ffffff : mem_mmap1\n94000000-97ffffff : mem_mmap2\n");
   {
-    const Mapping mapping = map_device(devices[1], 0, page);
+    const MappedFile mapping = map_device(devices[1], 0, page);
     CHECK(Module::unload("mem_mmap") == EAGAIN);
   }
   {
@@ -411,7 +399,7 @@ TEST_CASE("mem_mmap: pagemap sees nothing of a window, and vtop says that") {
   const Module module("mem_mmap");
   for (const std::string& device : devices) {
     INFO(device);
-    const Mapping mapping = map_device(device, 0, length);
+    const MappedFile mapping = map_device(device, 0, length);
     REQUIRE(mapping.error() == 0);
     std::ostringstream middle, all;
     middle << "0x" << std::hex << mapping.address() + 5 * page + 8;
@@ -421,7 +409,7 @@ TEST_CASE("mem_mmap: pagemap sees nothing of a window, and vtop says that") {
       RunOptions options;
       options.directory = "/";
       const RunResult result =
-          run_vtop({"-J", "--backend", "pagemap", std::to_string(getpid()), question}, options);
+          run_tool("vtop", {"-J", "--backend", "pagemap", std::to_string(getpid()), question}, options);
       INFO(question << "\n" << result.out << result.err);
       CHECK(result.status == status);
       const auto document = nlohmann::json::parse(result.out);
