@@ -408,8 +408,8 @@ TEST_CASE("mem_mmap: pagemap sees nothing of a window, and vtop says that") {
     for (const auto& [question, status] : {std::pair{middle.str(), 2}, std::pair{all.str(), 0}}) {
       RunOptions options;
       options.directory = "/";
-      const RunResult result =
-          run_tool("vtop", {"-J", "--backend", "pagemap", std::to_string(getpid()), question}, options);
+      const RunResult result = run_tool(
+          "vtop", {"-J", "--backend", "pagemap", std::to_string(getpid()), question}, options);
       INFO(question << "\n" << result.out << result.err);
       CHECK(result.status == status);
       const auto document = nlohmann::json::parse(result.out);
