@@ -16,7 +16,9 @@ namespace {
 struct Sum {
   plain_sum sum{};
   PageSize page_size;
+  std::uint64_t extents = 0;
   bool operator()(const Extent& e) {
+    ++extents;
     const std::uint64_t pages = page_size.pages(e.bytes);
     if (e.state == PageState::resident) {
       sum.present += pages;
@@ -51,7 +53,7 @@ void all_pfns(benchmark::State& state, const std::string& workload, How how) {
     source = by_bpf.get();
   }
   const auto library = [&]() -> std::string {
-    ours.sum = {};
+    ours = {{}, page_size};
     Result<void> result;
     if (how == How::translate || how == How::translate_bpf) {
       VmaInspector inspector{s->process};
@@ -70,6 +72,7 @@ void all_pfns(benchmark::State& state, const std::string& workload, How how) {
   measure(state,
           {library, loop, [&] { return std::memcmp(&ours.sum, &plain, sizeof plain) == 0; }});
   state.counters["pages"] = static_cast<double>(plain.present);
+  state.counters["extents"] = static_cast<double>(ours.extents);
 }
 
 /// What a second thread brings on this machine, whoever reads: the plain loop in two halves.

@@ -108,6 +108,8 @@ class Walk {
       : process_(process),
         translator_(translator.for_walk(range.bytes(), options)),
         fallback_(translator),
+        backend_(translator_.backend()),
+        sighted_(translator_.sees_pfnmap()),
         finisher_(inspector, !process.root().recorded()),
         page_size_(process.root().page_size()),
         range_(range.end.value != 0 ? range
@@ -196,12 +198,19 @@ class Walk {
   /// Walks neighbours as one, and cuts what comes at their borders.
   Result<void> walk_span(VaRange span, std::size_t vma) {
     Result<void> result;
-    auto walked = translator_.walk(span, options_, [&](Extent extent) {
+    VaRange part = asked(batch_[vma]);
+    auto walked = translator_.walk(span, options_, [&](const Extent& whole) {
+      // Nearly all are a part of the VMA that the one before was in.
+      if (whole.va >= part.start && whole.end() <= part.end && held_.size() + 1 < held_back) {
+        held_.push_back({vma, whole});
+        return true;
+      }
+      Extent extent = whole;
       while (extent.bytes != 0) {
         while (asked(batch_[vma]).end <= extent.va) {
           if (++vma == batch_size_) return true;
         }
-        const VaRange part = asked(batch_[vma]);
+        part = asked(batch_[vma]);
         if (extent.va < part.start) {
           cut_front(extent, std::min(extent.bytes, part.start - extent.va), page_size_);
           continue;
@@ -232,7 +241,9 @@ class Walk {
       const Vma& vma = batch_[held_[i].vma];
       auto same = end_of_batch ? unchanged_in_stream(vma) : unchanged(vma);
       if (!same) return std::unexpected(std::move(same.error()));
-      if (*same) {
+      if (*same && sighted_) {
+        for (; i < j && open_; ++i) emit(vma, held_[i].extent, backend_);
+      } else if (*same) {
         for (; i < j && open_; ++i) {
           if (auto emitted = finish_and_emit(vma, held_[i].extent); !emitted) return emitted;
         }
@@ -267,14 +278,14 @@ class Walk {
 
   /// What pagemap is blind to is asked of the page tables, where these can be read.
   Result<void> finish_and_emit(const Vma& vma, Extent extent) {
-    if (!translator_.sees_pfnmap()) {
+    if (!sighted_) {
       finisher_.finish(vma, asked(vma), extent);
       if (blind(extent)) {
         if (Translator* const tables = fallback_.page_tables())
           return read_again({extent.va, extent.end()}, *tables);
       }
     }
-    emit(vma, extent, translator_);
+    emit(vma, extent, backend_);
     return {};
   }
 
@@ -298,7 +309,7 @@ class Walk {
         for (Extent extent : got) {
           done = extent.end();
           if (!source.sees_pfnmap()) finisher_.finish(**vma, asked(**vma), extent);
-          if (open_) emit(**vma, extent, source);
+          if (open_) emit(**vma, extent, source.backend());
         }
         got.clear();
         return open_;
@@ -321,7 +332,7 @@ class Walk {
               .bytes = part.end - done,
               .state = PageState::changed,
               .reason = Reason::vma_changed},
-             source);
+             source.backend());
         left = 1;  // it does not keep still: one try for each of the rest
       }
       range.start = part.end;
@@ -329,10 +340,10 @@ class Walk {
     return {};
   }
 
-  void emit(const Vma& vma, Extent extent, const Translator& source) {
+  void emit(const Vma& vma, Extent extent, Backend source) {
     if (report_gaps_) emit_gap(extent.va);
     if (!open_) return;
-    extent.backend = source.backend();
+    extent.backend = source;
     cursor_ = extent.end();
     open_ = sink_(&vma, extent);
   }
@@ -343,7 +354,7 @@ class Walk {
     open_ = sink_(nullptr, {.va = cursor_,
                             .bytes = end - cursor_ + tail,
                             .state = PageState::unmapped,
-                            .backend = translator_.backend()});
+                            .backend = backend_});
     cursor_ = end;
   }
 
@@ -363,6 +374,8 @@ class Walk {
   const Process& process_;
   Translator& translator_;
   Translator& fallback_;  ///< knows who sees where translator_ is blind
+  const Backend backend_;  ///< of translator_
+  const bool sighted_;  ///< translator_ is blind to nothing
   Finisher finisher_;
   const PageSize page_size_;
   const VaRange range_;
