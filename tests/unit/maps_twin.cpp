@@ -56,7 +56,9 @@ class NaiveLine {
 
  private:
   std::uint64_t number(unsigned base) {
-    unsigned __int128 value = 0;
+    constexpr std::uint64_t most = ~std::uint64_t{0};
+    std::uint64_t value = 0;
+    bool too_large = false;
     int digits = 0;
     for (; at_ < line_.size(); ++at_, ++digits) {
       const char c = line_[at_];
@@ -64,10 +66,11 @@ class NaiveLine {
       if (c >= '0' && c <= '9') digit = static_cast<unsigned>(c - '0');
       if (c >= 'a' && c <= 'f') digit = static_cast<unsigned>(c - 'a') + 10;
       if (digit >= base) break;
-      if (value >> 64 == 0) value = value * base + digit;
+      too_large = too_large || value > (most - digit) / base;
+      value = value * base + digit;
     }
-    if (digits == 0 || value >> 64 != 0 || (base == 16 && digits > 16)) good_ = false;
-    return static_cast<std::uint64_t>(value);
+    if (digits == 0 || too_large || (base == 16 && digits > 16)) good_ = false;
+    return value;
   }
   std::uint32_t small() {
     const std::uint64_t value = number(16);
