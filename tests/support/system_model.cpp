@@ -60,11 +60,13 @@ std::uint64_t end_of_user_vmas(const std::string& maps) {
   std::uint64_t end = 0;
   std::size_t at = 0;
   while (at < maps.size()) {
+    const std::size_t newline = maps.find('\n', at);
+    // Of one line: sscanf looks for the end of all it is given.
+    const std::string line = maps.substr(at, newline - at);
     unsigned long long from = 0, to = 0;
-    if (std::sscanf(maps.c_str() + at, "%llx-%llx ", &from, &to) == 2 && to <= 1ULL << 56) {
+    if (std::sscanf(line.c_str(), "%llx-%llx ", &from, &to) == 2 && to <= 1ULL << 56) {
       end = std::max<std::uint64_t>(end, to);
     }
-    const std::size_t newline = maps.find('\n', at);
     if (newline == std::string::npos) break;
     at = newline + 1;
   }
