@@ -171,7 +171,8 @@ build_programs() {
     amd64) build=${build:-build/dev} ;;
     arm64)
       build=${build:-build/arm64}
-      cross=(-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64
+      # Of fmt only headers are used, which are the same for all.
+      cross=("-Dfmt_DIR=/usr/lib/$(gcc -print-multiarch)/cmake/fmt" -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64
         -DCMAKE_C_COMPILER=aarch64-linux-gnu-gcc -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++)
       ;;
   esac
