@@ -39,17 +39,7 @@ std::unique_ptr<Translator> open_bpf(const Process& process) {
 }
 
 std::vector<Answer> read_by(const Process& process, Translator& translator) {
-  VmaInspector inspector(process);
-  std::vector<Answer> answers;
-  const auto result = translate_all(process, translator, inspector, {.every_page = true},
-                                    [&](const Vma* vma, const Extent& extent) {
-                                      if (answers.empty() || answers.back().vma.range != vma->range)
-                                        answers.push_back({*vma, {}, {}});
-                                      answers.back().extents.push_back(extent);
-                                      return true;
-                                    });
-  if (!result) throw std::runtime_error(to_string(result.error()));
-  return answers;
+  return library_read(process, translator, {.every_page = true});
 }
 
 /// The extent of [va, end of it) as one that starts at `va`.

@@ -168,14 +168,13 @@ inline const Extent& extent_at(const std::vector<Answer>& answers, std::uint64_t
   throw std::runtime_error("no extent at " + hex(va));
 }
 
-/// All of a process, through translate_all().
-inline std::vector<Answer> library_read(const Process& process, const WalkOptions& options = {}) {
-  auto translator = open_translator(process, Backend::pagemap);
-  REQUIRE(translator);
+/// All of a process from one source, through translate_all(), without classifications.
+inline std::vector<Answer> library_read(const Process& process, Translator& translator,
+                                        const WalkOptions& options) {
   VmaInspector inspector(process);
   std::vector<Answer> answers;
   const auto result = translate_all(
-      process, **translator, inspector, options, [&](const Vma* vma, const Extent& extent) {
+      process, translator, inspector, options, [&](const Vma* vma, const Extent& extent) {
         if (vma == nullptr) throw std::runtime_error("translate_all reported a gap");
         if (answers.empty() || answers.back().vma.range != vma->range) {
           answers.push_back({*vma, {}, {}});
@@ -184,6 +183,14 @@ inline std::vector<Answer> library_read(const Process& process, const WalkOption
         return true;
       });
   if (!result) throw std::runtime_error(to_string(result.error()));
+  return answers;
+}
+
+/// The same from pagemap, with classifications.
+inline std::vector<Answer> library_read(const Process& process, const WalkOptions& options = {}) {
+  auto translator = open_translator(process, Backend::pagemap);
+  REQUIRE(translator);
+  auto answers = library_read(process, **translator, options);
   VmaInspector second(process);
   for (Answer& answer : answers) answer.classification = second.classify(answer.vma);
   return answers;

@@ -96,7 +96,14 @@ Module::Module(std::string name, const std::string& parameters) : name_(std::mov
 }
 
 Module::~Module() {
-  if (const int error = unload(name_); error != 0) {
+  int error = unload(name_);
+  // A grandchild that the test does not wait for may have what it inherited open until it has
+  // ended.
+  for (int i = 0; i < 500 && error == EAGAIN; ++i) {
+    usleep(10000);
+    error = unload(name_);
+  }
+  if (error != 0) {
     std::fprintf(stderr, "rmmod %s: %s\n", name_.c_str(), std::strerror(error));
   }
 }

@@ -44,21 +44,6 @@ class SwapAndFiles {
   bool ready_;
 };
 
-/// What a source says of a whole process.
-std::vector<Answer> read_by(const Process& process, Translator& translator) {
-  VmaInspector inspector(process);
-  std::vector<Answer> answers;
-  const auto result = translate_all(process, translator, inspector, {.every_page = true},
-                                    [&](const Vma* vma, const Extent& extent) {
-                                      if (answers.empty() || answers.back().vma.range != vma->range)
-                                        answers.push_back({*vma, {}, {}});
-                                      answers.back().extents.push_back(extent);
-                                      return true;
-                                    });
-  if (!result) throw std::runtime_error(to_string(result.error()));
-  return answers;
-}
-
 /// One page of an extent.
 Extent page_of(const Extent& extent, std::uint64_t va) {
   Extent one = extent;
@@ -237,7 +222,8 @@ Tally check_process(pid_t pid, unsigned addresses) {
   Tally tally;
   const auto smaps = plain_smaps(pid);
   const auto plain = plain_read(pid);
-  for (Source& source : sources) source.answers = read_by(process, *source.translator);
+  for (Source& source : sources)
+    source.answers = library_read(process, *source.translator, {.every_page = true});
   const auto later = plain_read(pid);
   for (const Source& source : sources)
     against_plain(plain, later, smaps, source.answers, *source.translator, tally);
@@ -257,7 +243,8 @@ TEST_CASE("agreement: every kind of memory, each page and addresses at random") 
   SECTION("all kinds") {
     const KindsChild child;
     stop(child.pid());
-    CHECK(child.mappings().size() > 40);
+    for (const std::string& skip : child.skips()) std::printf("not made here: %s\n", skip.c_str());
+    CHECK(child.mappings().size() > 30);
     const Tally tally = check_process(child.pid(), 500);
     INFO(first_faults(tally));
     CHECK(tally.faults.empty());

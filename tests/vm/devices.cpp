@@ -234,7 +234,10 @@ TEST_CASE("devices: /dev/mem") {
     const MappedFile mapping("/dev/mem", window + page, bytes, PROT_READ | PROT_WRITE, MAP_SHARED,
                              flags);
     REQUIRE(mapping.error() == 0);
-    CHECK(record.take() == std::vector<Run>{{0, bytes, window + page, ""}});
+    const auto calls = record.take();
+    // Later kernels map it without that call: by mmap_prepare.
+    if (guest_kernel() != "newest" || !calls.empty())
+      CHECK(calls == std::vector<Run>{{0, bytes, window + page, ""}});
     // Without O_SYNC write-back is asked for; whether it is given depends on the MTRRs, too.
     const auto noted = reserved_caches(window + page);
     REQUIRE_FALSE(noted.empty());

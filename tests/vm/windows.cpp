@@ -294,7 +294,8 @@ TEST_CASE("windows: one address, and the walk down to it") {
     std::ifstream cpuinfo("/proc/cpuinfo");
     const std::string flags{std::istreambuf_iterator<char>(cpuinfo), {}};
     CHECK(entries.size() == (flags.find(" la57") != std::string::npos ? 5U : 4U));
-    if (guest_machine() == "pc") CHECK(entries.size() == 5);
+    // Debian's 5.10 was not built for them.
+    if (guest_machine() == "pc" && guest_kernel() != "5.10") CHECK(entries.size() == 5);
 #else
     CHECK((raw & 0x0000fffffffff000) == base + 3 * page);
 #endif
