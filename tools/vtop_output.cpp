@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <array>
 
+#include "vma_json.hpp"
+
 namespace vmem::tools {
 namespace {
 
@@ -90,10 +92,6 @@ std::string_view color_of(PageState state) {
       return "33";
   }
   return "0";
-}
-
-std::string device_number(const Vma& vma) {
-  return fmt::format("{:02x}:{:02x}", vma.dev_major, vma.dev_minor);
 }
 
 /// Names of what the page-table entry allows and records; accessed and dirty with a '?' where
@@ -459,26 +457,8 @@ void JsonResults::group(const Vma* vma) {
     out_.append("null");
     vma_.reset();
   } else {
-    const Classification c = details_.classification(*vma);
-    out_.print(
-        R"({{"start":"{:#x}","end":"{:#x}","perms":"{}","offset":{},"dev":"{}","inode":{},"path":{},"class":"{}","kind":"{}","flags":)",
-        vma->range.start.value, vma->range.end.value, permissions(*vma), vma->offset,
-        device_number(*vma), vma->inode, json_string(vma->path), to_string(c.vma_class),
-        to_string(c.kind));
-    if (const auto& flags = details_.flags(*vma)) {
-      out_.append("[");
-      bool any = false;
-      for (std::string_view rest = flags->text(); !rest.empty();) {
-        const std::size_t space = rest.find(' ');
-        if (any) out_.append(",");
-        out_.append(json_string(rest.substr(0, space)));
-        any = true;
-        rest.remove_prefix(space == std::string_view::npos ? rest.size() : space + 1);
-      }
-      out_.append("]");
-    } else {
-      out_.append("null");
-    }
+    out_.append("{");
+    out_.append(vma_json(*vma, details_.classification(*vma), details_.flags(*vma)));
     out_.append("}");
     vma_ = *vma;
   }

@@ -69,11 +69,12 @@ FrameReader::FrameReader(FrameReader&&) noexcept = default;
 FrameReader& FrameReader::operator=(FrameReader&&) noexcept = default;
 FrameReader::~FrameReader() = default;
 
-Result<FrameReader> FrameReader::open(const SysRoot& root) {
+Result<FrameReader> FrameReader::open(const SysRoot& root, std::uint8_t wanted) {
   auto state = std::make_unique<State>();
   std::optional<Error> first_error;
   bool any = false;
   for (std::size_t i = 0; i < sources.size(); ++i) {
+    if ((sources[i].known & wanted) == 0) continue;
     auto fd = root.open_file(sources[i].file);
     if (fd) {
       state->files[i] = std::move(*fd);
@@ -83,6 +84,7 @@ Result<FrameReader> FrameReader::open(const SysRoot& root) {
     }
   }
   if (!any) {
+    if (!first_error) first_error = Error{.code = Errc::invalid_argument, .what = "no frame facts"};
     if (first_error->code == Errc::permission) {
       first_error->hint =
           "frame facts take CAP_DAC_READ_SEARCH (the files have mode 0400): run as root";

@@ -234,6 +234,19 @@ std::optional<VmFlags> VmaInspector::flags(const Vma& vma, std::size_t most) {
   return entry ? std::move(entry->flags) : std::nullopt;
 }
 
+std::optional<SmapsEntry> VmaInspector::smaps(const Vma& vma) {
+  auto entry = state_->smaps_entry(vma);
+  if (entry && !(entry->range == vma.range)) entry.reset();
+  return entry;
+}
+
+bool VmaInspector::may_be_shmem(const Vma& vma) {
+  if (vma.inode == 0 || !vma.path.starts_with('/')) return false;
+  VmaFacts facts;
+  state_->add_mount(vma, facts);
+  return !facts.filesystem || facts.filesystem->empty() || facts.filesystem->ends_with("tmpfs");
+}
+
 std::optional<PageSize> VmaInspector::hugetlb_page_size(const Vma& vma) {
   State& s = *state_;
   // hugetlb memory always has an inode, be it of a kernel-internal file.

@@ -59,8 +59,9 @@ struct SmapsReader::State {
       if (!parse_maps_line(text, line)) {
         return fail(Errc::malformed, "parsing smaps", chunks->path());
       }
-      current =
-          std::exchange(next, SmapsEntry{.range = line.range, .flags = {}, .kernel_page_size = {}});
+      SmapsEntry started;
+      started.range = line.range;
+      current = std::exchange(next, std::move(started));
       if (current) return {};
     }
     current = std::exchange(next, std::nullopt);
@@ -68,21 +69,30 @@ struct SmapsReader::State {
   }
 
   void read_field(std::string_view text) {
-    constexpr std::string_view vm_flags = "VmFlags:";
-    constexpr std::string_view page_size = "KernelPageSize:";
-    if (text.starts_with(vm_flags)) {
-      text.remove_prefix(vm_flags.size());
-      while (text.starts_with(' ')) text.remove_prefix(1);
-      while (text.ends_with(' ')) text.remove_suffix(1);
+    const std::size_t colon = text.find(':');
+    if (colon == std::string_view::npos) return;
+    const std::string_view key = text.substr(0, colon);
+    text.remove_prefix(colon + 1);
+    while (text.starts_with(' ')) text.remove_prefix(1);
+    while (text.ends_with(' ')) text.remove_suffix(1);
+    if (key == "VmFlags") {
       next->flags.emplace(text);
-    } else if (text.starts_with(page_size)) {
-      text.remove_prefix(page_size.size());
-      while (text.starts_with(' ')) text.remove_prefix(1);
-      std::uint64_t kib = 0;
-      const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), kib);
-      if (error == std::errc{} && kib <= (std::uint64_t{1} << 40) && PageSize::valid(kib * 1024)) {
-        next->kernel_page_size = PageSize{kib * 1024};
-      }
+      return;
+    }
+    std::uint64_t kib = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), kib);
+    if (error != std::errc{} || kib > (std::uint64_t{1} << 53)) return;
+    const std::uint64_t bytes = kib * 1024;
+    if (key == "KernelPageSize") {
+      if (PageSize::valid(bytes)) next->kernel_page_size = PageSize{bytes};
+    } else if (key == "Rss") {
+      next->rss = bytes;
+    } else if (key == "Pss") {
+      next->pss = bytes;
+    } else if (key == "Private_Clean" || key == "Private_Dirty") {
+      next->uss = next->uss.value_or(0) + bytes;
+    } else if (key == "Swap") {
+      next->swap = bytes;
     }
   }
 };

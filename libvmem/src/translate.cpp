@@ -280,7 +280,7 @@ class Walk {
   Result<void> finish_and_emit(const Vma& vma, Extent extent) {
     if (!sighted_) {
       finisher_.finish(vma, asked(vma), extent);
-      if (blind(extent)) {
+      if (blind(extent) && (options_.kernel_mappings || !vma.path.starts_with("[vvar"))) {
         if (Translator* const tables = fallback_.page_tables())
           return read_again({extent.va, extent.end()}, *tables);
       }

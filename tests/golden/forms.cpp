@@ -1,26 +1,13 @@
 // SPDX-License-Identifier: MIT
 /// Each form of output, byte by byte, against a file in tests/golden/expected.
 /// VMEM_UPDATE_GOLDEN=1 writes the files anew: read the difference before committing it.
-#include <cstdlib>
-#include <regex>
-#include <set>
-
-#include "support/catch.hpp"
-#include "support/system_model.hpp"
-#include "support/temp_dir.hpp"
-#include "support/vtop.hpp"
+#include "support/golden.hpp"
 
 using namespace vmem::test;
 
 namespace {
 
-struct Case {
-  const char* name;
-  const char* arguments;
-  const char* input = "";
-};
-
-const Case cases[] = {
+const GoldenCase cases[] = {
     // One address.
     {"one-resident", "--sysroot x86-64 1042 564499f34000"},
     {"one-inside-a-page", "--sysroot x86-64 1042 0x7ffd0d715638"},
@@ -121,48 +108,6 @@ const Case cases[] = {
     {"error-backend-unknown", "--sysroot x86-64 --backend psychic 1042"},
 };
 
-std::filesystem::path expected_folder() {
-  return fixtures_folder().parent_path() / "golden" / "expected";
-}
-
-std::string transcript(const Case& c) {
-  RunOptions options;
-  options.input = c.input;
-  const RunResult result = run_vtop(words(c.arguments), options);
-  std::string text = std::string("$ vtop ") + c.arguments + "\n";
-  if (*c.input != '\0') text += std::string("--- stdin\n") + c.input;
-  text += "--- stdout\n" + result.out;
-  if (!result.out.empty() && !result.out.ends_with('\n')) text += "(no newline)\n";
-  if (!result.err.empty()) text += "--- stderr\n" + result.err;
-  text += result.signal != 0 ? "--- signal " + std::to_string(result.signal) + "\n"
-                             : "--- status " + std::to_string(result.status) + "\n";
-  // The one thing that changes from release to release.
-  return std::regex_replace(text, std::regex("\"version\":\"[^\"]*\""), "\"version\":\"VERSION\"");
-}
-
 }  // namespace
 
-TEST_CASE("every form of output is as recorded") {
-  const bool update = std::getenv("VMEM_UPDATE_GOLDEN") != nullptr;
-  std::set<std::string> names;
-  for (const Case& c : cases) {
-    CAPTURE(c.name);
-    CHECK(names.insert(std::string(c.name) + ".txt").second);
-    const auto path = expected_folder() / (std::string(c.name) + ".txt");
-    const std::string got = transcript(c);
-    if (update) {
-      write_file(path, got);
-    } else if (!std::filesystem::exists(path)) {
-      FAIL_CHECK("no golden file; VMEM_UPDATE_GOLDEN=1 writes it:\n" << got);
-    } else {
-      CHECK(got == read_file(path));
-    }
-  }
-  for (const auto& file : std::filesystem::directory_iterator(expected_folder())) {
-    CAPTURE(file.path());
-    if (update && !names.contains(file.path().filename().string()))
-      std::filesystem::remove(file.path());
-    else
-      CHECK(names.contains(file.path().filename().string()));
-  }
-}
+TEST_CASE("every form of output is as recorded") { check_golden("vtop", "expected", cases); }

@@ -4,6 +4,7 @@
 
 #include "live/children.hpp"
 #include "live/oracle.hpp"
+#include "live/stats_oracle.hpp"
 #include "vmem/frames.hpp"
 
 using namespace vmem;
@@ -152,6 +153,8 @@ TEST_CASE("swapped pages: states, offsets and sums") {
   CHECK(c.faults.empty());
   const Sums total = check_counts(child.pid());
   CHECK(total.swapped >= 64);  // of the 32 pages that were paged out, half at least
+
+  check_stats(child.pid());  // what shared memory has in swap, too
 
   const Mapping& m = child.mapping("swap");
   unsigned swapped = 0;

@@ -22,7 +22,7 @@ struct FrameFacts {
   std::uint64_t mapcount = 0;   ///< kpagecount; a folio average under CONFIG_NO_PAGE_MAPCOUNT
   std::uint64_t memcg_inode = 0;///< kpagecgroup; 0: charged to no memory cgroup
 
-  static constexpr std::uint8_t has_flags = 1, has_mapcount = 2, has_memcg = 4;
+  static constexpr std::uint8_t has_flags = 1, has_mapcount = 2, has_memcg = 4, has_all = 7;
   std::uint8_t known = 0;
 
   friend bool operator==(const FrameFacts&, const FrameFacts&) = default;
@@ -39,9 +39,10 @@ VMEM_EXPORT std::vector<std::string> frame_flag_names(std::uint64_t flags);
 /// only for what is shown, and for whole runs.
 class VMEM_EXPORT FrameReader {
  public:
-  /// Opens the files that `root` has. A file that is missing or refused leaves its fact
-  /// unknown; it is an error only if none can be opened (permission or not_found).
-  static Result<FrameReader> open(const SysRoot& root);
+  /// Opens those files of the facts `wanted` (FrameFacts::has_*) that `root` has. A file that
+  /// is missing or refused leaves its fact unknown; it is an error only if none can be opened
+  /// (permission or not_found).
+  static Result<FrameReader> open(const SysRoot& root, std::uint8_t wanted = FrameFacts::has_all);
   FrameReader(FrameReader&&) noexcept;
   FrameReader& operator=(FrameReader&&) noexcept;
   ~FrameReader();

@@ -96,6 +96,11 @@ struct SmapsEntry {
   VaRange range;
   std::optional<VmFlags> flags;             ///< absent on kernels without VmFlags
   std::optional<PageSize> kernel_page_size;
+  // Sums in bytes, of whole kB as the kernel prints them; absent where it does not.
+  std::optional<std::uint64_t> rss;
+  std::optional<std::uint64_t> pss;
+  std::optional<std::uint64_t> uss;   ///< Private_Clean and Private_Dirty
+  std::optional<std::uint64_t> swap;  ///< with what shared memory has there
 };
 
 /// Reads smaps as a stream, for ascending questions. smaps costs a walk of every page
@@ -195,6 +200,14 @@ class VMEM_EXPORT VmaInspector {
   /// VmFlags, from smaps; empty where they cannot be read, or only by passing more than
   /// `most` VMAs.
   std::optional<VmFlags> flags(const Vma& vma, std::size_t most = SIZE_MAX);
+
+  /// The entry of smaps for just this VMA; empty where there is none or smaps cannot be read.
+  /// Costs as flags() does.
+  std::optional<SmapsEntry> smaps(const Vma& vma);
+
+  /// Whether the VMA may show memory of tmpfs or of the kernel's own shmem files: then its
+  /// swapped pages stand in no page table.
+  bool may_be_shmem(const Vma& vma);
 
   /// The page size of a hugetlb VMA; empty for any other. The error-free "not known" is
   /// also empty: smaps and PROCMAP_QUERY were both refused.

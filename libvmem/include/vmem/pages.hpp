@@ -142,6 +142,9 @@ struct WalkOptions {
   bool every_page = false;
   /// All page_bits are wanted. Where they are not, a source that knows fewer may serve.
   bool page_bits = true;
+  /// [vvar] is wanted, too: where pagemap is blind to it, page tables are asked, which takes some
+  /// milliseconds to open. Nobody but the kernel has a use for it.
+  bool kernel_mappings = true;
   /// Asked now and then, from any of the threads, also while there is nothing to deliver;
   /// true ends the walk as if the sink had. Once true it must stay so.
   bool (*stop)() = nullptr;
@@ -152,19 +155,19 @@ struct WalkOptions {
 /// One level of the way from the root of a process's page tables to what maps an address.
 struct WalkStep {
   const char* level = "";  ///< the kernel's name: "pgd", "p4d", "pud", "pmd", "pte"
-  PhysAddr table;          ///< of the table, not of the entry
-  unsigned index = 0;      ///< of the entry in its table
-  std::uint64_t raw = 0;   ///< the entry as it stands in memory
-  unsigned shift = 0;      ///< log2 of the bytes that the entry maps
-  bool leaf = false;       ///< maps memory (at this level the walk ends)
-  std::string flags;       ///< decoded, comma separated: "present,writable,user,nx,cache=uc-"
+  PhysAddr table;  ///< of the table, not of the entry
+  unsigned index = 0;  ///< of the entry in its table
+  std::uint64_t raw = 0;  ///< the entry as it stands in memory
+  unsigned shift = 0;  ///< log2 of the bytes that the entry maps
+  bool leaf = false;  ///< maps memory (at this level the walk ends)
+  std::string flags;  ///< decoded, comma separated: "present,writable,user,nx,cache=uc-"
 };
 
 /// A page-table walk, from the root. The last step is the leaf, or the entry that maps
 /// nothing (none, swap, marker): the extent says what it means.
 struct PageWalk {
   std::vector<WalkStep> steps;  ///< folded levels are left out
-  Extent extent;                ///< one page
+  Extent extent;  ///< one page
 };
 
 /// A source of page facts for one process: the library's only virtual interface.

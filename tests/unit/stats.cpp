@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: MIT
+/// Sums over synthetic systems, and against a naive reader that looks at one page after another.
+#include "vmem/stats.hpp"
+
+#include <fstream>
+#include <map>
+#include <random>
+
+#include "support/catch.hpp"
+#include "support/naive_twin.hpp"
+#include "support/random_system.hpp"
+#include "support/recorded.hpp"
+
+using namespace vmem;
+using namespace vmem::test;
+
+namespace {
+
+struct Summed {
+  Vma vma;
+  MemorySums sums;
+  std::vector<std::pair<int, MemorySums>> by_node;
+};
+
+std::vector<Summed> sums_of(const Process& process, const StatsOptions& options = {}) {
+  auto translator = open_translator(process, Backend::pagemap);
+  REQUIRE(translator);
+  VmaInspector inspector(process);
+  StatsReader reader = StatsReader::open(process.root(), options);
+  std::vector<Summed> all;
+  const auto read = reader.read(process, **translator, inspector, [&](const VmaStats& s) {
+    all.push_back({s.vma, s.sums, s.by_node});
+    return true;
+  });
+  if (!read) FAIL(to_string(read.error()));
+  return all;
+}
+
+constexpr std::uint64_t page = 4096;
+const std::string anon_line = "10000000-10010000 rw-p 00000000 00:00 0 \n";
+
+}  // namespace
+
+TEST_CASE("shared pages divide among those who map them, without losing fractions") {
+  // Five pages that three map: 5 * 4096 / 3 is 6826.67, and page by page 6825.
+  SystemModel system = one_process(anon_line, {{0x10000000, 5, entry::present | 100, 1}});
+  system.frames = {{100, 5, {}, 3, {}}};
+  system.frames_end = 1000;
+  const Recorded tree(system);
+  const auto all = sums_of(tree.process(1));
+  REQUIRE(all.size() == 1);
+  const MemorySums& s = all[0].sums;
+  CHECK(s.unknown == unknown_sum::nodes);
+  CHECK(s.rss == 5 * page);
+  CHECK(s.uss == 0);
+  CHECK(s.pss() == 6826);
+  CHECK(s.extents == 1);
+  CHECK(s.largest_extent == 5 * page);
+  CHECK(s.runs.entries() == std::vector<Tally::Entry>{{14, 1}});
+}
+
+TEST_CASE("zero page and frames beyond memory are in no count") {
+  SystemModel system =
+      one_process(anon_line, {{0x10000000, 3, entry::present | 7, 0},  // the zero page
+                              {0x10003000, 2, entry::present | 0x4000000, 1},  // no memory
+                              {0x10005000, 1, entry::present | entry::exclusive | 9, 0}});
+  system.frames = {{7, 1, std::uint64_t{1} << 24, 0, {}}, {9, 1, 0, 1, {}}};
+  system.frames_end = 100;
+  const Recorded tree(system);
+  const MemorySums s = sums_of(tree.process(1))[0].sums;
+  CHECK(s.rss == page);
+  CHECK(s.uss == page);
+  CHECK(s.pss() == page);
+  CHECK(s.uncounted == 5 * page);
+  CHECK(s.mapped() == 6 * page);
+  CHECK(s.extents == 5);
+}
+
+TEST_CASE("what kpagecount and smaps do not tell is unknown, and never 0") {
+  const Recorded tree(
+      one_process(anon_line, {{0x10000000, 2, entry::present | 7, 1},
+                              {0x10002000, 1, entry::present | entry::exclusive | 3, 0}}));
+  const MemorySums s = sums_of(tree.process(1))[0].sums;
+  CHECK(!s.known(unknown_sum::rss));
+  CHECK(!s.known(unknown_sum::pss));
+  CHECK(s.known(unknown_sum::uss));
+  CHECK(s.uss == page);
+  CHECK(s.known(unknown_sum::extents));
+}
+
+TEST_CASE("smaps fills in what pages do not tell; a kernel without a field leaves it unknown") {
+  SystemModel system = one_process(anon_line, {{0x10000000, 2, entry::present | 7, 1}});
+  system.processes[0].files["smaps"] =
+      anon_line +
+      "Rss:       8 kB\nPss:       3 kB\nPss_Dirty: 1 kB\n"
+      "Private_Clean: 0 kB\nFutureField: 12 kB\nVmFlags: rd wr zz ?? \n";
+  {
+    const Recorded tree(system);
+    const MemorySums s = sums_of(tree.process(1))[0].sums;
+    CHECK(s.known(unknown_sum::rss | unknown_sum::pss | unknown_sum::uss | unknown_sum::swap));
+    CHECK(s.rss == 8192);
+    CHECK(s.pss() == 3072);
+  }
+  system.processes[0].files["smaps"] = anon_line + "Rss:       8 kB\nVmFlags: rd wr \n";
+  const Recorded old(system);
+  const MemorySums s = sums_of(old.process(1))[0].sums;
+  CHECK(s.rss == 8192);
+  CHECK(s.known(unknown_sum::rss));
+  CHECK(!s.known(unknown_sum::pss));
+}
+
+TEST_CASE("pages of shared memory in swap are found in smaps, where swap is in use") {
+  const std::string line =
+      "10000000-10010000 rw-s 00000000 00:01 5                      /memfd:x (deleted)\n";
+  SystemModel system = one_process(line, {});
+  system.processes[0].files["mountinfo"] = "1 1 8:1 / / rw - ext4 /dev/sda1 rw\n";
+  system.processes[0].files["smaps"] = line + "Rss: 0 kB\nSwap:      20 kB\n";
+  CHECK(sums_of(Recorded(system).process(1))[0].sums.swap == 0);
+  const std::string heading = "Filename Type Size Used Priority\n";
+  system.files["proc/swaps"] = heading + "/dev/sda2 partition 1000 0 -2\n";
+  CHECK(sums_of(Recorded(system).process(1))[0].sums.swap == 0);
+  system.files["proc/swaps"] = heading + "/dev/sda2 partition 1000 16 -2\n";
+  CHECK(sums_of(Recorded(system).process(1))[0].sums.swap == 20 << 10);
+  system.processes[0].files.erase("smaps");
+  CHECK(!sums_of(Recorded(system).process(1))[0].sums.known(unknown_sum::swap));
+}
+
+TEST_CASE("NO_PAGE_MAPCOUNT: an average of 1 does not make a page private") {
+  SystemModel system = one_process(anon_line, {{0x10000000, 4, entry::present | 16, 1}});
+  system.frames = {{16, 4, {}, 1, {}}};
+  const MemorySums s = sums_of(Recorded(system).process(1))[0].sums;
+  CHECK(s.rss == 4 * page);
+  CHECK(s.pss() == 4 * page);
+  CHECK(s.uss == 0);
+}
+
+TEST_CASE("folios are as long as their head and tails, mapped or not; unknown flags are kept") {
+  constexpr std::uint64_t head = 1 << 15, tail = 1 << 16, odd = std::uint64_t{1} << 43;
+  SystemModel system =
+      one_process(anon_line, {{0x10000000, 1, entry::present | entry::exclusive | 100, 0},
+                              {0x10001000, 3, entry::present | entry::exclusive | 22, 1},
+                              {0x10004000, 2, entry::present | entry::exclusive | 16, 1}});
+  system.frames = {{16, 1, head, 1, {}},
+                   {17, 15, tail, 1, {}},
+                   {32, 1, head, 1, {}},
+                   {33, 1, tail, 1, {}},
+                   {100, 1, odd, 1, {}}};
+  system.frames_end = 128;
+  for (const unsigned threads : {1U, 2U}) {
+    const MemorySums s =
+        sums_of(Recorded(system).process(1), {.frames = true, .threads = threads})[0].sums;
+    CHECK(s.framed == 6 * page);
+    CHECK(s.folios.entries() == std::vector<Tally::Entry>{{12, page}, {16, 5 * page}});
+    CHECK(s.flags.at(43) == page);
+    CHECK(s.flags.at(15) == page);
+  }
+}
+
+TEST_CASE("without kpageflags the flags are unknown, and the rest is known") {
+  const Recorded tree(
+      one_process(anon_line, {{0x10000000, 1, entry::present | entry::exclusive | 9, 0}}));
+  const auto all = sums_of(tree.process(1), {.frames = true});
+  CHECK(!all[0].sums.known(unknown_sum::frames));
+  CHECK(all[0].sums.rss == page);
+}
+
+TEST_CASE("migration entries: counted by the kernel, and told by smaps alone") {
+  SystemModel system = one_process(anon_line, {{0x10000000, 2, entry::swapped(29, 5), 0}});
+  CHECK(!sums_of(Recorded(system).process(1))[0].sums.known(unknown_sum::rss));
+  CHECK(sums_of(Recorded(system).process(1))[0].sums.special == 2 * page);
+  system.processes[0].files["smaps"] = anon_line + "Rss: 8 kB\nPss: 8 kB\nPrivate_Dirty: 0 kB\n";
+  CHECK(sums_of(Recorded(system).process(1))[0].sums.rss == 2 * page);
+}
+
+TEST_CASE("bytes by NUMA node") {
+  const Recorded tree("arm64-64k");
+  std::map<int, std::uint64_t> nodes, apart;
+  for (const Summed& s : sums_of(tree.process(2001), {.by_node = true})) {
+    CHECK(s.sums.known(unknown_sum::nodes));
+    for (const auto& [node, bytes] : s.sums.nodes.entries()) nodes[static_cast<int>(node)] += bytes;
+    for (const auto& [node, sums] : s.by_node) apart[node] += sums.rss + sums.hugetlb;
+  }
+  CHECK(nodes.size() == 2);
+  CHECK(nodes == apart);
+}
+
+TEST_CASE("leaf sizes of a machine") {
+  CHECK(leaf_shifts(PageSize{4096}) == std::vector<unsigned>{12, 21, 30});
+  CHECK(leaf_shifts(PageSize{65536}) == std::vector<unsigned>{16, 29});
+}
+
+TEST_CASE("sums add up, and what is unknown of a part is unknown of the whole") {
+  MemorySums a, b;
+  a.rss = 4096;
+  a.largest_extent = 8;
+  a.nodes.add(1, 5);
+  b.rss = 1;
+  b.largest_extent = 9;
+  b.nodes.add(0, 2);
+  b.nodes.add(1, 1);
+  b.unknown = unknown_sum::pss;
+  a.add(b);
+  CHECK(a.rss == 4097);
+  CHECK(a.largest_extent == 9);
+  CHECK(a.nodes.entries() == std::vector<Tally::Entry>{{0, 2}, {1, 6}});
+  CHECK(a.unknown == unknown_sum::pss);
+  a.clear();
+  CHECK(a.rss == 0);
+  CHECK(a.nodes.empty());
+  CHECK(a.unknown == 0);
+}
+
+// ---- a naive twin: one page after another, with its own decoding
+
+namespace {
+
+class File {
+ public:
+  explicit File(const std::filesystem::path& path) : in_(path, std::ios::binary) {}
+  std::optional<std::uint64_t> at(std::uint64_t index) {
+    std::uint64_t value = 0;
+    in_.clear();
+    in_.seekg(static_cast<std::streamoff>(index * 8));
+    if (!in_.read(reinterpret_cast<char*>(&value), 8)) return {};
+    return value;
+  }
+
+ private:
+  std::ifstream in_;
+};
+
+struct Naive {
+  std::uint64_t rss = 0, uss = 0, swap = 0, uncounted = 0, guard = 0, extents = 0, largest = 0;
+  double pss = 0;
+  bool doubtful = false;
+};
+
+Naive naive(const std::filesystem::path& tree, const Vma& vma, std::uint64_t page_size) {
+  File pagemap(tree / "proc/1/pagemap");
+  File counts(tree / "proc/kpagecount");
+  Naive n;
+  std::uint64_t next = UINT64_MAX;  ///< the frame that would go on the run
+  std::uint64_t run = 0;
+  for (std::uint64_t va = vma.range.start.value; va < vma.range.end.value; va += page_size) {
+    const std::uint64_t e = pagemap.at(va / page_size).value_or(0);
+    const TwinPage p = twin_decode(e, true);
+    if (p.state == PageState::swapped) n.swap += page_size;
+    if (p.state == PageState::guard) n.guard += page_size;
+    if (p.reason == Reason::migration_or_device) n.doubtful = true;
+    if (p.state != PageState::resident) {
+      next = UINT64_MAX;
+      continue;
+    }
+    const std::uint64_t count = counts.at(p.number).value_or(0);
+    const bool exclusive = (e >> 56 & 1) != 0, file = (e >> 61 & 1) != 0;
+    if (!exclusive && !file && count == 0) {
+      n.uncounted += page_size;
+    } else {
+      n.rss += page_size;
+      if (exclusive || count == 0) n.uss += page_size;
+      n.pss += static_cast<double>(page_size) /
+               (exclusive || count == 0 ? 1.0 : static_cast<double>(count));
+    }
+    if (next != p.number) {
+      ++n.extents;
+      run = 0;
+    }
+    run += page_size;
+    n.largest = std::max(n.largest, run);
+    next = p.number + 1;
+  }
+  return n;
+}
+
+}  // namespace
+
+TEST_CASE("sums of random systems are those of a naive reader") {
+  std::mt19937_64 random(20260727);
+  std::uint64_t rss = 0;
+  for (int round = 0; round < 60; ++round) {
+    RandomOptions how;
+    how.page_size = round % 3 == 0 ? 65536 : 4096;
+    RandomSystem made = random_system(random, how);
+    // Counts for the low frames; what lies above is past the end of the file.
+    for (std::uint64_t frame = 0; frame < 4096; frame += 1 + random() % 7)
+      made.system.frames.push_back({frame, 1, random() & 0x7ff, random() % 5, {}});
+    if (!made.twin.proven) continue;
+    const Recorded tree(made.system);
+    const auto all = sums_of(tree.process(1), {.threads = 1 + static_cast<unsigned>(round % 2)});
+    REQUIRE(all.size() == made.twin.vmas.size());
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      const MemorySums& s = all[i].sums;
+      if (made.twin.vmas[i].sight != TwinVma::Sight::ordinary || s.unseen != 0) continue;
+      if (all[i].vma.path.find("huge") != std::string::npos || s.hugetlb != 0) continue;
+      INFO("round " << round << " VMA " << all[i].vma.range.start.value << " " << all[i].vma.path);
+      const Naive n = naive(tree.directory().path(), all[i].vma, how.page_size);
+      CHECK(s.swap == n.swap);
+      CHECK(s.guard == n.guard);
+      CHECK(s.extents == n.extents);
+      CHECK(s.largest_extent == n.largest);
+      CHECK(s.known(unknown_sum::rss) == !n.doubtful);
+      if (n.doubtful) continue;
+      rss += s.rss;
+      CHECK(s.rss == n.rss);
+      CHECK(s.uss == n.uss);
+      CHECK(s.uncounted + s.device == n.uncounted);
+      // The kernel's fixed point loses less than 2^-12 bytes a page.
+      CHECK(static_cast<double>(s.pss()) <= n.pss + 1e-3);
+      CHECK(static_cast<double>(s.pss()) > n.pss - 2);
+    }
+  }
+  CHECK(rss != 0);
+}

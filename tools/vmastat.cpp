@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: MIT
+/// vmastat: what the memory of processes is made of.
+#include <cstdio>
+#include <new>
+
+#include "options.hpp"
+#include "vmastat_session.hpp"
+
+namespace vmem::tools {
+namespace {
+
+int run(int argc, char** argv) {
+  StatOptions options;
+  CLI::App app{
+      "Sums the memory of processes: what is resident, in which leaf sizes, how contiguous, on\n"
+      "which NUMA nodes, swapped, shared, of devices.\n"
+      "TARGET is a PID, 'self', or -n NAME; there may be several.",
+      "vmastat"};
+  app.add_option("--by", options.by, "One row for each: vma, class, kind, file, node or process")
+      ->type_name("WHAT")
+      ->check(CLI::IsMember({"vma", "class", "kind", "file", "node", "process"}));
+  app.add_flag("-a,--all", options.all, "Every process");
+  app.add_option("--sort", options.sort, "Sort by this column, largest first")->type_name("COL");
+  app.add_option("--top", options.top, "Print only the first N rows")
+      ->type_name("N")
+      ->check(CLI::PositiveNumber);
+  app.add_flag("-p,--pages", options.pages, "Add columns from the flags of each page frame");
+  CLI::Option* const tree =
+      app.add_flag("--tree", options.tree, "The mappings of each file below it");
+  CLI::Option* const watch =
+      app.add_option("--watch", options.watch, "Look again every SECONDS; show what changed")
+          ->type_name("SECONDS")
+          ->check(CLI::Range(0.001, 1e6))
+          ->excludes(tree);
+  app.add_option("--count", options.count, "With --watch: stop after N looks")
+      ->type_name("N")
+      ->needs(watch);
+  app.add_option("--threads", options.threads,
+                 "Threads for long walks: 1 or 2 (default: 2 if there are CPUs)")
+      ->type_name("N")
+      ->check(CLI::Range(1, 2));
+  add_common_options(app, "vmastat", options);
+  app.footer("Columns: " + stat_column_names() +
+             "\n\n"
+             "Exit status: 0 answered, 2 not answered (no such process, hidden PFNs).\n\n"
+             "Examples:\n"
+             "  vmastat 1234                        every mapping\n"
+             "  vmastat --by kind --sort rss 1234   where the memory is\n"
+             "  vmastat -a --by process --sort pss --top 10\n"
+             "  vmastat --by file -o device,rss,name -n testpmd\n"
+             "  vmastat -J --pages 1234             everything, with frame flags, as JSON");
+  const auto words = parse_command_line(app, "vmastat", "TARGET...", argc, argv);
+  if (!words) return words.error();
+  return run_vmastat(options, *words);
+}
+
+}  // namespace
+}  // namespace vmem::tools
+
+int main(int argc, char** argv) {
+  try {
+    return vmem::tools::run(argc, argv);
+  } catch (const std::bad_alloc&) {
+    std::fputs("vmastat: out of memory\n", stderr);
+    return 2;
+  }
+}

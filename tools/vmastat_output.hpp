@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: MIT
+/// How vmastat shows sums: columns of a table whose rows stream, and JSON.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <expected>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "render.hpp"
+#include "vmem/stats.hpp"
+
+namespace vmem::tools {
+
+/// What one line says: of a VMA, or of a group that `key` names.
+struct StatRow {
+  pid_t pid = 0;
+  std::string_view comm;
+  const Vma* vma = nullptr;  ///< null: a group or a total
+  Classification classification;
+  std::string_view key;
+  const MemorySums* sums = nullptr;
+  const MemorySums* before = nullptr;  ///< --watch: of the last look; null: there was none
+  bool branch = false;  ///< --tree: `key` stands for the name
+};
+
+enum class StatColumn : std::uint8_t {
+  pid,
+  comm,
+  start,
+  end,
+  perms,
+  offset,
+  dev,
+  inode,
+  vma_class,
+  kind,
+  vmas,
+  size,
+  mapped,
+  rss,
+  drss,
+  pss,
+  uss,
+  shared,
+  swap,
+  dswap,
+  hugetlb,
+  device,
+  ddevice,
+  uncounted,
+  guard,
+  special,
+  unseen,
+  pte,
+  pmd,
+  pud,
+  leaf,
+  extents,
+  largest,
+  runs,
+  nodes,
+  zero,
+  ksm,
+  dirty,
+  referenced,
+  active,
+  mlocked,
+  flags,
+  folios,
+  name,
+};
+
+std::expected<std::vector<StatColumn>, std::string> parse_stat_columns(std::string_view names);
+std::optional<StatColumn> stat_column(std::string_view name);
+std::string stat_column_names();
+/// Whether one of them takes pss, or uss; kpageflags.
+bool needs_sharing(const std::vector<StatColumn>& columns);
+bool needs_frames(const std::vector<StatColumn>& columns);
+/// The sums that the columns show (unknown_sum).
+std::uint16_t shown_sums(const std::vector<StatColumn>& columns);
+
+/// The number that a column sorts by; empty where it is not known, or the column is text.
+std::optional<std::uint64_t> stat_number(StatColumn column, const StatRow& row, PageSize page_size);
+/// Whether the column holds a number of which more is of more interest.
+bool sorts_descending(StatColumn column);
+
+class StatTable {
+ public:
+  StatTable(Output& out, PageSize page_size, std::vector<StatColumn> columns, bool bytes,
+            bool color)
+      : out_(out),
+        page_size_(page_size),
+        columns_(std::move(columns)),
+        bytes_(bytes),
+        color_(color) {}
+  void heading();
+  bool row(const StatRow& row);
+  const std::vector<StatColumn>& columns() const { return columns_; }
+  /// The cell's text, without padding.
+  std::string cell(StatColumn column, const StatRow& row) const;
+
+ private:
+  void write_cell(StatColumn column, const StatRow& row, std::string& text) const;
+  Output& out_;
+  PageSize page_size_;
+  std::vector<StatColumn> columns_;
+  bool bytes_;
+  bool color_;
+  std::string cell_;  ///< kept for its memory
+};
+
+/// "4K", "2M", "1G"
+std::string shift_label(unsigned shift);
+
+/// "size":…, and so on: all sums, without braces. What is unknown is null. `sharing`, `frames`:
+/// what was asked for; the rest is null.
+void append_sums(Output& out, const MemorySums& sums, PageSize page_size, bool sharing,
+                 bool frames);
+
+}  // namespace vmem::tools
