@@ -265,6 +265,7 @@ bool Table::block(const Row& row) {
     line("cache", of(Column::cache));
   }
   if (e.backend != Backend::pagemap) line("backend", of(Column::backend));
+  if (row.vm_ops != nullptr) line("vm_ops", row.vm_ops->empty() ? "none" : printable(*row.vm_ops));
   if (row.frame != nullptr) {
     line("flags", of(Column::flags));
     line("mapcount", of(Column::mapcount));
@@ -449,7 +450,8 @@ void JsonResults::begin(std::string_view prologue, const Process& process) {
   out_.append("\"results\":[");
 }
 
-void JsonResults::group(const Vma* vma) {
+void JsonResults::group(const Row& row) {
+  const Vma* const vma = row.vma;
   if (any_group_) out_.append("]},");
   newline();
   out_.append("{\"vma\":");
@@ -459,6 +461,7 @@ void JsonResults::group(const Vma* vma) {
   } else {
     out_.append("{");
     out_.append(vma_json(*vma, details_.classification(*vma), details_.flags(*vma)));
+    if (row.vm_ops != nullptr) out_.print(R"(,"vm_ops":{})", json_string(*row.vm_ops));
     out_.append("}");
     vma_ = *vma;
   }
@@ -469,7 +472,7 @@ void JsonResults::group(const Vma* vma) {
 
 bool JsonResults::row(const Row& row) {
   const bool same_group = any_group_ && (row.vma == nullptr ? !vma_ : vma_ == *row.vma);
-  if (!same_group) group(row.vma);
+  if (!same_group) group(row);
   if (any_extent_) out_.append(",");
   any_extent_ = true;
   newline();

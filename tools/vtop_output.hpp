@@ -30,6 +30,8 @@ struct Row {
   VirtAddr shown;                    ///< the address asked for; extent.va for a run
   const FrameView* frame = nullptr;  ///< null: not asked for, or no frame
   const PageWalk* walk = nullptr;    ///< of a single address through page tables
+  /// Translator::vm_ops(); null: not known, or not asked for.
+  const std::string* vm_ops = nullptr;
 };
 
 enum class Column : std::uint8_t {
@@ -132,7 +134,7 @@ class JsonResults {
   void end(std::string_view error);
 
  private:
-  void group(const Vma* vma);
+  void group(const Row& row);
   void pte(const Row& row);
   void newline();
   Output& out_;

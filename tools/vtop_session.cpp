@@ -298,7 +298,12 @@ class Vtop {
     raise(status_of(extent.state));
     if (!block) heading();
     details_.in_order(false);
-    const Row row{vma, extent, asked, nullptr, walk ? &*walk : nullptr};
+    std::optional<std::string> vm_ops;
+    if (options_.walk && vma != nullptr) {
+      if (auto told = translator_.vm_ops(extent.va)) vm_ops = std::move(*told);
+    }
+    const Row row{
+        vma, extent, asked, nullptr, walk ? &*walk : nullptr, vm_ops ? &*vm_ops : nullptr};
     if (options_.frames && extent.state == PageState::resident)
       show_one_frame(row, block);
     else

@@ -2,6 +2,7 @@
 /// The BPF backend: page tables, copied by a program in the kernel and decoded here.
 #include <algorithm>
 #include <cerrno>
+#include <iterator>
 #include <mutex>
 #include <optional>
 #include <utility>
@@ -209,6 +210,39 @@ class BpfTranslator final : public Translator {
     builder.flush();
     add_steps(walk);
     return walk;
+  }
+
+  Result<std::string> vm_ops(VirtAddr address) override {
+    if (busy_) {
+      auto other = open(process_);
+      if (!other) return std::unexpected(std::move(other.error()));
+      return (*other)->vm_ops(address);
+    }
+    const Busy busy{*this};
+    const auto not_found = [&](const char* path) {
+      return std::unexpected(Error{.code = Errc::not_found,
+                                   .what = "asking for the operations of a mapping",
+                                   .path = path,
+                                   .address = address.value});
+    };
+    iterator_ = Fd{};
+    auto iterator = program_->iterate(link_);
+    if (!iterator) return std::unexpected(std::move(iterator.error()));
+    const auto operations = program_->read_vm_ops(*iterator, address);
+    if (!operations) return std::unexpected(operations.error());
+    if (identity(program_->run()) != identity_)
+      return fail(Errc::process_changed, "reading page tables", process_.path(""));
+    if (operations->empty()) return not_found("");
+    if (operations->front() == 0) return std::string();
+    const auto kallsyms = process_.root().read_file("proc/kallsyms", std::size_t{64} << 20);
+    if (!kallsyms) return std::unexpected(kallsyms.error());
+    // Without CONFIG_KALLSYMS_ALL it lists functions alone.
+    constexpr const char* prefixes[] = {"", "fault=", "access=", "open="};
+    for (std::size_t i = 0; i < operations->size() && i < std::size(prefixes); ++i) {
+      const std::string name = symbol_at(*kallsyms, (*operations)[i]);
+      if (!name.empty()) return prefixes[i] + name;
+    }
+    return not_found("/proc/kallsyms");
   }
 
  private:

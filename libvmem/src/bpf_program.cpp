@@ -14,35 +14,6 @@
 namespace vmem {
 namespace {
 
-/// Why the kernel refused. Its errno says little, so what is known to stand in the way is looked
-/// up.
-Error explain(const SysRoot& root, int os_errno) {
-  Error error = make_error(os_errno, "loading the BPF program", {});
-  const auto says = [&](const char* path, const char* word) {
-    const auto text = root.read_file(path, 4096);
-    return text && text->find(word) != std::string::npos;
-  };
-  if (says("sys/kernel/security/lockdown", "[confidentiality]")) {
-    error.code = Errc::permission;
-    error.hint = "the kernel is locked down (confidentiality): no program may read its memory";
-  } else if (error.code == Errc::permission) {
-    error.hint = "page tables through BPF need CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN";
-  } else if (os_errno == ENOMEM || os_errno == EMFILE || os_errno == ENFILE) {
-    error.code = Errc::io;
-  } else {
-    error.code = Errc::not_supported;
-    if (os_errno == ENOSYS)
-      error.hint = "this kernel is built without BPF";
-    else if (says("proc/sys/net/core/bpf_jit_enable", "0"))
-      error.hint = "net.core.bpf_jit_enable is 0: the kernel's BPF interpreter cannot run this";
-    else if (const auto btf = root.open_file("sys/kernel/btf/vmlinux"); !btf)
-      error.hint = "this kernel is built without BTF (CONFIG_DEBUG_INFO_BTF)";
-    else
-      error.hint = "this kernel's BPF cannot do this: it takes Linux 6.1 or newer";
-  }
-  return error;
-}
-
 /// System RAM, neighbours merged. Its holes have no direct map, and device memory must not be read.
 Result<std::vector<PaRange>> system_ram(const SysRoot& root) {
   auto iomem = Iomem::read(root);
@@ -71,12 +42,40 @@ Result<std::vector<PaRange>> system_ram(const SysRoot& root) {
 
 }  // namespace
 
+// Its errno says little, so what is known to stand in the way is looked up.
+Error why_not_loaded(const SysRoot& root, int os_errno) {
+  Error error = make_error(os_errno, "loading the BPF program", {});
+  const auto says = [&](const char* path, const char* word) {
+    const auto text = root.read_file(path, 4096);
+    return text && text->find(word) != std::string::npos;
+  };
+  if (says("sys/kernel/security/lockdown", "[confidentiality]")) {
+    error.code = Errc::permission;
+    error.hint = "the kernel is locked down (confidentiality): no program may read its memory";
+  } else if (error.code == Errc::permission) {
+    error.hint = "page tables through BPF need CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN";
+  } else if (os_errno == ENOMEM || os_errno == EMFILE || os_errno == ENFILE) {
+    error.code = Errc::io;
+  } else {
+    error.code = Errc::not_supported;
+    if (os_errno == ENOSYS)
+      error.hint = "this kernel is built without BPF";
+    else if (says("proc/sys/net/core/bpf_jit_enable", "0"))
+      error.hint = "net.core.bpf_jit_enable is 0: the kernel's BPF interpreter cannot run this";
+    else if (const auto btf = root.open_file("sys/kernel/btf/vmlinux"); !btf)
+      error.hint = "this kernel is built without BTF (CONFIG_DEBUG_INFO_BTF)";
+    else
+      error.hint = "this kernel's BPF cannot do this: it takes Linux 6.1 or newer";
+  }
+  return error;
+}
+
 Result<std::unique_ptr<BpfProgram>> BpfProgram::load(const SysRoot& root) {
   auto ram = system_ram(root);
   if (!ram) return std::unexpected(std::move(ram.error()));
   std::unique_ptr<BpfProgram> program(new BpfProgram);
   if (const int error = vmem_program_load(&program->program_); error != 0) {
-    return std::unexpected(explain(root, error));
+    return std::unexpected(why_not_loaded(root, error));
   }
   program->owner_ = getpid();
   program->ram_ = std::move(*ram);
@@ -144,6 +143,18 @@ Result<std::vector<std::uint64_t>> BpfProgram::read_pointers(const Fd& iterator)
   run.mode = vmem_mode_pointers;
   run.continued = 0;
   if (auto read_it = read(iterator); !read_it) return std::unexpected(std::move(read_it.error()));
+  return std::vector<std::uint64_t>(run.pointers, run.pointers + run.pointer_count);
+}
+
+Result<std::vector<std::uint64_t>> BpfProgram::read_vm_ops(const Fd& iterator, VirtAddr address) {
+  vmem_run& run = *program_.run;
+  run.mode = vmem_mode_vm_ops;
+  run.continued = 0;
+  run.cursor = address.value;
+  // A run may end before it gets there, at one of very many VMAs.
+  do {
+    if (auto read_it = read(iterator); !read_it) return std::unexpected(std::move(read_it.error()));
+  } while (run.ended == 0 && run.seen != 0);
   return std::vector<std::uint64_t>(run.pointers, run.pointers + run.pointer_count);
 }
 

@@ -18,6 +18,9 @@
 
 namespace vmem {
 
+/// Why the kernel refused to load the program.
+Error why_not_loaded(const SysRoot& root, int os_errno);
+
 /// What stays the same until the next boot, and must be proven before any table is read by it.
 struct DirectMap {
   std::uint64_t base = 0;  ///< kernel address of physical address 0
@@ -48,6 +51,10 @@ class BpfProgram {
   Result<std::vector<std::uint64_t>> read_pointers(const Fd& iterator);
   /// The 64-bit variable of the kernel at `address`.
   Result<std::uint64_t> read_symbol(const Fd& iterator, std::uint64_t address);
+
+  /// vm_ops of the VMA that covers `address`, and its functions (see vmem_mode_vm_ops); empty:
+  /// there is no such VMA. No page table is read.
+  Result<std::vector<std::uint64_t>> read_vm_ops(const Fd& iterator, VirtAddr address);
 
   const vmem_run& run() const { return *program_.run; }
   std::span<const vmem_record> records() const { return {program_.records, run().records}; }

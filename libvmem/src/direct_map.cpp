@@ -45,6 +45,7 @@ class OwnPage {
   OwnPage(const OwnPage&) = delete;
   OwnPage& operator=(const OwnPage&) = delete;
   bool valid() const { return at_ != MAP_FAILED; }
+  bool make_read_only() const { return mprotect(at_, page_bytes, PROT_READ) == 0; }
   VirtAddr address() const { return {reinterpret_cast<std::uint64_t>(at_)}; }
 
  private:
@@ -91,6 +92,7 @@ bool is_self(const SysRoot& root, const vmem_run& run) {
 struct OwnWalk {
   std::optional<std::uint64_t> frame;
   std::uint64_t root_entry = 0;
+  std::uint64_t leaf = 0;  ///< its entry
 };
 Result<OwnWalk> walk_own(BpfProgram& program, const Fd& link, VirtAddr page, const DirectMap& map) {
   auto iterator = program.iterate(link);
@@ -112,7 +114,10 @@ Result<OwnWalk> walk_own(BpfProgram& program, const Fd& link, VirtAddr page, con
     if (&record == records.data()) walk.root_entry = entry;
     if (record.level != 0) continue;
     const page_table::Entry decoded = page_table::decode(map.format, 0, entry);
-    if (decoded.kind == page_table::Kind::leaf) walk.frame = decoded.value / page_bytes;
+    if (decoded.kind == page_table::Kind::leaf) {
+      walk.frame = decoded.value / page_bytes;
+      walk.leaf = entry;
+    }
   }
   return walk;
 }
@@ -146,6 +151,16 @@ Result<bool> try_map(const SysRoot& root, BpfProgram& program, DirectMap& map, b
     map.format.encryption_mask = above;
   }
   return false;
+}
+
+/// Whether a written page that becomes read-only keeps its dirty bit elsewhere: tried on our own.
+bool keeps_dirty(BpfProgram& program, const DirectMap& map) {
+  const OwnPage page;
+  if (!page.valid() || !page.make_read_only()) return false;
+  const auto link = program.link(getpid(), vmem_filter_task);
+  if (!link) return false;
+  const auto walk = walk_own(program, *link, page.address(), map);
+  return walk && walk->frame && page_table::shows_saved_dirty(walk->leaf);
 }
 
 }  // namespace
@@ -251,6 +266,26 @@ std::optional<std::uint64_t> find_symbol(std::string_view kallsyms, std::string_
   return std::nullopt;
 }
 
+std::string symbol_at(std::string_view kallsyms, std::uint64_t address) {
+  if (address == 0) return {};  // what kptr_restrict shows of all
+  // "ffffffffc0801000 r uio_physical_vm_ops\t[uio]"
+  char digits[16];
+  const auto count = std::to_chars(digits, std::end(digits), address, 16).ptr - digits;
+  std::string wanted(digits, static_cast<std::size_t>(count));
+  wanted.insert(0, 16 - wanted.size(), '0');
+  wanted += ' ';
+  for (std::size_t at = 0; (at = kallsyms.find(wanted, at)) != std::string_view::npos;
+       at += wanted.size()) {
+    if (at != 0 && kallsyms[at - 1] != '\n') continue;
+    std::string_view line = kallsyms.substr(at, kallsyms.find('\n', at) - at);
+    line.remove_prefix(std::min(line.size(), wanted.size() + 2));  // and the type
+    std::string name(line);
+    std::ranges::replace(name, '\t', ' ');
+    return name;
+  }
+  return {};
+}
+
 Result<bool> proves(const SysRoot& root, BpfProgram& program, const DirectMap& map) {
   DirectMap tried = map;
   return try_map(root, program, tried, true);
@@ -284,6 +319,10 @@ Result<void> prove_direct_map(const SysRoot& root, BpfProgram& program) {
       map.base = base;
       auto good = try_map(root, program, map, mask_known);
       if (!good) failure = std::unexpected(std::move(good.error()));
+      if (good && *good && keeps_dirty(program, map)) {
+        map.format.saved_dirty = true;
+        program.use(map);
+      }
       if (!good || *good) return true;
       if (!mask_known) map.format.encryption_mask = 0;
     }

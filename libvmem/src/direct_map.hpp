@@ -32,6 +32,9 @@ std::vector<std::uint64_t> calibrate(const Fd& flags, const std::vector<PaRange>
 /// (kptr_restrict).
 std::optional<std::uint64_t> find_symbol(std::string_view kallsyms, std::string_view name);
 
+/// The symbol of exactly this address, a module's as "name [module]"; empty if it is not shown.
+std::string symbol_at(std::string_view kallsyms, std::uint64_t address);
+
 /// Whether a task that the kernel started at `start_boottime` (nanoseconds) is the one that
 /// /proc/PID/stat shows with the start time `ticks`.
 bool started_at(const SysRoot& root, std::uint64_t start_boottime, std::uint64_t ticks);

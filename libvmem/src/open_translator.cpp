@@ -45,6 +45,11 @@ class Automatic final : public Translator {
     return why_blind_ ? std::unexpected(*why_blind_) : Translator::page_walk(page);
   }
 
+  Result<std::string> vm_ops(VirtAddr address) override {
+    Translator* const tables = page_tables();
+    return tables != nullptr ? tables->vm_ops(address) : Translator::vm_ops(address);
+  }
+
   Translator& for_walk(std::uint64_t bytes, const WalkOptions& options) override {
     const std::uint64_t pages = process_.root().page_size().pages(bytes);
     if (options.page_bits || process_.root().recorded() || pages < long_walk_pages ||
@@ -100,6 +105,14 @@ Result<PageWalk> Translator::page_walk(VirtAddr page) {
                                .path = {},
                                .address = page.value,
                                .hint = "pagemap shows none: use --backend auto, bpf or kmod"});
+}
+
+Result<std::string> Translator::vm_ops(VirtAddr address) {
+  return std::unexpected(Error{.code = Errc::not_supported,
+                               .what = "asking for the operations of a mapping",
+                               .path = {},
+                               .address = address.value,
+                               .hint = "only BPF tells them"});
 }
 
 Translator& Translator::for_walk(std::uint64_t, const WalkOptions&) { return *this; }

@@ -805,6 +805,11 @@ std::uint16_t limited(std::uint16_t pte, Limits limits) {
   return static_cast<std::uint16_t>(kept);
 }
 
+bool shows_saved_dirty(std::uint64_t raw) {
+  return (raw & (x86::present | x86::writable | x86::dirty | x86::soft5)) ==
+         (x86::present | x86::soft5);
+}
+
 const char* level_name(const Format& format, unsigned level) {
   static constexpr const char* names[] = {"pte", "pmd", "pud", "p4d", "pgd"};
   return level + 1 >= format.levels || level >= std::size(names) ? "pgd" : names[level];

@@ -94,6 +94,9 @@ struct Limits {
 Limits limits(const Format& format, unsigned level, Limits above, std::uint64_t table_entry);
 std::uint16_t limited(std::uint16_t pte, Limits limits);
 
+/// x86: this is a read-only leaf whose dirty bit is kept in bit 58, if it was written.
+bool shows_saved_dirty(std::uint64_t raw);
+
 /// The kernel's name of a level, counted from the leaf: "pte", "pmd", "pud", "p4d", "pgd".
 /// The root is always "pgd" (levels between it and the top existing one are folded).
 const char* level_name(const Format& format, unsigned level);

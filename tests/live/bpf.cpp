@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
 // Page tables through BPF against pagemap: every kind of memory page by page, what pagemap cannot
 // see, processes that move, and what must be refused.
+#include <linux/capability.h>
 #include <linux/perf_event.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 
+#include <algorithm>
 #include <atomic>
 #include <set>
 
@@ -683,23 +685,27 @@ TEST_CASE("a process whose first thread has ended is read through another one") 
 
 TEST_CASE("nothing stays behind, also of a reader that is killed") {
   if (!bpf_works()) return;
-  const auto programs = [] {
-    unsigned count = 0;
-    __u32 id = 0;
-    for (;;) {
+  // Programs, maps and links: commands of bpf(2) that tell the next id.
+  using Ids = std::set<std::pair<int, __u32>>;
+  const auto all_ids = [] {
+    Ids ids;
+    for (const int command : {11, 12, 31}) {
       struct {
         __u32 start, next, flags;
-      } attributes{id, 0, 0};
-      constexpr int bpf_prog_get_next_id = 11;
-      char buffer[128] = {};
-      std::memcpy(buffer, &attributes, sizeof attributes);
-      if (syscall(SYS_bpf, bpf_prog_get_next_id, buffer, sizeof buffer) != 0) return count;
-      std::memcpy(&attributes, buffer, sizeof attributes);
-      id = attributes.next;
-      ++count;
+      } attributes{};
+      for (;;) {
+        char buffer[128] = {};
+        std::memcpy(buffer, &attributes, sizeof attributes);
+        if (syscall(SYS_bpf, command, buffer, sizeof buffer) != 0) break;
+        std::memcpy(&attributes, buffer, sizeof attributes);
+        attributes.start = attributes.next;
+        ids.emplace(command, attributes.next);
+      }
     }
+    return ids;
   };
-  const unsigned before = programs();
+  const Ids before = all_ids();
+  Ids made;
   for (int i = 0; i < 5; ++i) {
     Child child = fork_child([](const std::function<void()>& ready) {
       const auto root = SysRoot::live();
@@ -711,13 +717,21 @@ TEST_CASE("nothing stays behind, also of a reader that is killed") {
           return true;
         });
     });
-    CHECK(programs() > before);
+    for (const auto& id : all_ids())
+      if (!before.contains(id)) made.insert(id);
     child.end();
   }
+  for (const int command : {11, 12, 31}) {
+    CHECK(std::ranges::any_of(made, [&](const auto& id) { return id.first == command; }));
+  }
+  const auto left = [&] {
+    const Ids now = all_ids();
+    return std::ranges::any_of(made, [&](const auto& id) { return now.contains(id); });
+  };
   const auto deadline = Clock::now() + std::chrono::seconds(10);
-  while (programs() > before && Clock::now() < deadline)
+  while (left() && Clock::now() < deadline)
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  CHECK(programs() <= before);
+  CHECK_FALSE(left());
 }
 
 TEST_CASE("without the right to it the backend says so") {
@@ -733,4 +747,84 @@ TEST_CASE("without the right to it the backend says so") {
     }
     wait_for_ever();
   });
+}
+
+TEST_CASE("which capabilities it takes") {
+  if (!bpf_works() || getuid() != 0) return;
+  // Whether it opens when these are gone, and that a refusal says why.
+  const auto opens_without = [](std::uint64_t gone) {
+    const pid_t child = fork();
+    if (child == 0) {
+      __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+      __user_cap_data_struct data[2];
+      if (syscall(SYS_capget, &header, data) != 0) _exit(9);
+      for (unsigned i = 0; i < 2; ++i) {
+        data[i].permitted &= ~static_cast<__u32>(gone >> (32 * i));
+        data[i].effective = data[i].permitted;
+        data[i].inheritable = 0;
+      }
+      if (syscall(SYS_capset, &header, data) != 0) _exit(9);
+      const auto root = SysRoot::live();
+      const auto self = root ? root->self() : std::unexpected(root.error());
+      if (!self) _exit(9);
+      const auto translator = open_translator(*self, Backend::bpf);
+      if (translator) _exit(0);
+      const Error& e = translator.error();
+      _exit(e.code == Errc::permission && e.hint != nullptr ? 1 : 2);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 99;
+  };
+  constexpr auto bit = [](unsigned n) { return std::uint64_t{1} << n; };
+  constexpr unsigned cap_sys_admin = 21, cap_perfmon = 38, cap_bpf = 39;
+  CHECK(opens_without(bit(cap_sys_admin)) == 1);
+  CHECK(opens_without(bit(cap_perfmon) | bit(cap_bpf) | bit(cap_sys_admin)) == 1);
+  // The kernel takes CAP_SYS_ADMIN for both.
+  CHECK(opens_without(bit(cap_perfmon) | bit(cap_bpf)) == 0);
+}
+
+TEST_CASE("who made a mapping") {
+  if (!bpf_works()) return;
+  const KindsChild child({"anon", "vdso", "perf-ring"});
+  stop(child.pid());
+  const Process process = process_of(child.pid());
+  const auto bpf = open_bpf(process);
+  const auto is = [&](const Mapping& m, std::initializer_list<std::string> wanted) {
+    const auto told = bpf->vm_ops({m.start});
+    INFO(m.name << ": " << (told ? *told : to_string(told.error())));
+    CHECK((told && std::ranges::find(wanted, *told) != wanted.end()));
+  };
+  for (const Mapping& m : child.mappings()) {
+    if (m.name == "anon") is(m, {""});
+    if (m.name == "vdso") is(m, {"special_mapping_vmops", "fault=special_mapping_fault"});
+    if (m.name == "perf-ring")
+      is(m, {"perf_mmap_vmops", "fault=perf_mmap_fault", "fault=perf_mmap_pfn_mkwrite",
+             "open=perf_mmap_open"});
+  }
+  const auto nobody = bpf->vm_ops({0x1000});
+  REQUIRE_FALSE(nobody);
+  CHECK(nobody.error().code == Errc::not_found);
+  // The translator goes on as before.
+  CHECK(bpf->page_walk({child.mapping("anon").start}));
+  const auto pagemap = open_translator(process, Backend::pagemap);
+  REQUIRE(pagemap);
+  const auto blind = (*pagemap)->vm_ops({child.mapping("anon").start});
+  REQUIRE_FALSE(blind);
+  CHECK(blind.error().code == Errc::not_supported);
+}
+
+TEST_CASE("a written page that was made read-only is dirty") {
+  if (!bpf_works()) return;
+  char* const at = map_at(0x150000000000, 1);
+  *at = 1;
+  REQUIRE(mprotect(at, base_page, PROT_READ) == 0);
+  const Process process = process_of(getpid());
+  const auto walk = open_bpf(process)->page_walk({0x150000000000});
+  munmap(at, base_page);
+  REQUIRE(walk);
+  CHECK((walk->extent.pte & pte_bit::dirty) != 0);
+  CHECK((walk->extent.pte & pte_bit::writable) == 0);
+  REQUIRE_FALSE(walk->steps.empty());
+  CHECK(walk->steps.back().flags.find("dirty") != std::string::npos);
 }

@@ -8,11 +8,17 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "bpf_program.hpp"
 #include "direct_map.hpp"
+#include "support/recorded.hpp"
 #include "support/temp_dir.hpp"
 
 using namespace vmem;
@@ -138,6 +144,53 @@ TEST_CASE("kallsyms: a symbol by its whole name, unless it is hidden") {
   CHECK_FALSE(find_symbol("", "page_offset_base"));
   CHECK(find_symbol("ffffffff82a01000 D page_offset_base", "page_offset_base") ==
         0xffffffff82a01000);
+}
+
+TEST_CASE("kallsyms: the symbol of an address, to the bit") {
+  const std::string text =
+      "ffffffff82a00ff8 d before_vm_ops\n"
+      "ffffffff82a01000 d special_mapping_vmops\n"
+      "ffffffffc0801000 r uio_physical_vm_ops\t[uio]\n"
+      "0000000000000000 d hidden";
+  CHECK(symbol_at(text, 0xffffffff82a00ff8) == "before_vm_ops");
+  CHECK(symbol_at(text, 0xffffffff82a01000) == "special_mapping_vmops");
+  CHECK(symbol_at(text, 0xffffffffc0801000) == "uio_physical_vm_ops [uio]");
+  for (const std::uint64_t none : {0xffffffff82a01001, 0xffffffff82a00fff, 0xffffffffU + 0UL, 0UL})
+    CHECK(symbol_at(text, none).empty());
+  CHECK(symbol_at("ffffffff82a01000", 0xffffffff82a01000).empty());
+  CHECK(symbol_at("ffffffff82a01000 ", 0xffffffff82a01000).empty());
+}
+
+TEST_CASE("why the kernel refused the program") {
+  const auto why = [](const std::string& lockdown, const char* jit, bool btf, int os_errno) {
+    const Recorded tree(one_process("1000-2000 rw-p 00000000 00:00 0 \n"));
+    const auto write = [&](const std::string& path, const std::string& text) {
+      const auto file = tree.directory() / path;
+      std::filesystem::create_directories(file.parent_path());
+      std::ofstream(file) << text;
+    };
+    write("sys/kernel/security/lockdown", lockdown);
+    write("proc/sys/net/core/bpf_jit_enable", jit);
+    if (btf) write("sys/kernel/btf/vmlinux", "BTF");
+    return why_not_loaded(tree.process(1).root(), os_errno);
+  };
+  const auto is = [](const Error& e, Errc code, const char* part) {
+    INFO(to_string(e) << ": " << e.hint);
+    return e.code == code && std::string_view(e.hint).find(part) != std::string_view::npos;
+  };
+  const std::string off = "[none] integrity confidentiality\n";
+  // Lockdown answers EINVAL or EPERM, and is what counts.
+  for (const int code : {EINVAL, EPERM}) {
+    CHECK(is(why("none integrity [confidentiality]\n", "1\n", true, code), Errc::permission,
+             "locked down"));
+  }
+  CHECK(is(why("none [integrity] confidentiality\n", "1\n", true, EPERM), Errc::permission,
+           "CAP_BPF"));
+  CHECK(is(why(off, "1\n", true, EACCES), Errc::permission, "CAP_BPF"));
+  CHECK(is(why(off, "0\n", true, EINVAL), Errc::not_supported, "bpf_jit_enable"));
+  CHECK(is(why(off, "1\n", false, EINVAL), Errc::not_supported, "BTF"));
+  CHECK(is(why(off, "1\n", true, EINVAL), Errc::not_supported, "6.1"));
+  CHECK(is(why(off, "1\n", true, ENOSYS), Errc::not_supported, "without BPF"));
 }
 #else
 TEST_CASE("a build without BPF says so") {

@@ -191,6 +191,14 @@ class VMEM_EXPORT Translator {
   /// the source is not the page tables.
   virtual Result<PageWalk> page_walk(VirtAddr page);
 
+  /// Which driver made the mapping at `address`: the symbol of its VMA's vm_operations_struct, as
+  /// /proc/kallsyms has it ("special_mapping_vmops", "uio_physical_vm_ops [uio]"); on a kernel
+  /// without CONFIG_KALLSYMS_ALL one of its functions ("fault=special_mapping_fault"). Empty: it
+  /// has none, as anonymous memory. May take some 100 ms. Errors: not_supported where this source
+  /// does not tell; not_found where no VMA is, or kallsyms does not show the symbol
+  /// (kptr_restrict).
+  virtual Result<std::string> vm_ops(VirtAddr address);
+
   /// The source to walk some `bytes` of address space with: this one, or what it knows to be
   /// better for that.
   virtual Translator& for_walk(std::uint64_t bytes, const WalkOptions& options);

@@ -27,18 +27,21 @@ enum vmem_mode {
   vmem_mode_walk,
   vmem_mode_pointers, /* no page table is read: only `pointers` */
   vmem_mode_symbol,   /* nor here: pointers[0] is what stands at the kernel address `cursor` */
+  /* Nor here: pointers[0] is vm_ops of the VMA that covers `cursor`; behind it, unless that is 0,
+   * stand its functions fault, access and open. */
+  vmem_mode_vm_ops,
 };
 
 enum vmem_status {
   vmem_copied,
-  vmem_entry,      /* no table any more: `raw` is what stands there now */
-  vmem_moved,      /* the entry above kept changing while its table was copied */
+  vmem_entry, /* no table any more: `raw` is what stands there now */
+  vmem_moved, /* the entry above kept changing while its table was copied */
   vmem_unreadable, /* the table does not lie in RAM, as far as is known */
 };
 
 struct vmem_record {
-  vmem_u64 va;  /* the first address that the table is for */
-  vmem_u64 pa;  /* of the table */
+  vmem_u64 va; /* the first address that the table is for */
+  vmem_u64 pa; /* of the table */
   vmem_u64 raw; /* the entry above; 0 for the root */
   vmem_u32 slot;
   unsigned char level; /* of the table, 0: PTEs */
@@ -48,7 +51,7 @@ struct vmem_record {
 
 struct vmem_cover {
   vmem_u64 start, end;
-  vmem_u32 record;     /* the first that came with it */
+  vmem_u32 record; /* the first that came with it */
   vmem_u32 soft_dirty; /* all of it, whatever the entries say */
 };
 
@@ -68,25 +71,25 @@ struct vmem_path {
 struct vmem_run {
   /* Asked. */
   vmem_u64 cursor, end;
-  vmem_u64 direct_map;   /* kernel address of physical address 0 */
+  vmem_u64 direct_map; /* kernel address of physical address 0 */
   vmem_u64 address_mask; /* of an entry: the bits that are an address */
   vmem_u32 levels;
   vmem_u32 mode;
   vmem_u32 continued; /* this is not the iterator's first read() */
 
   /* Answered. */
-  vmem_u32 seen;  /* VMAs */
+  vmem_u32 seen; /* VMAs */
   vmem_u32 ended; /* there are no more VMAs */
-  vmem_u32 lost;  /* VMAs may have been missed: begin with another iterator */
+  vmem_u32 lost; /* VMAs may have been missed: begin with another iterator */
   vmem_u32 records, tables, covers, pointer_count;
   vmem_u64 mm, exec_id, start_boottime; /* which address space of which process */
-  vmem_u64 pointers[VMEM_POINTERS];     /* kernel addresses of slab objects */
+  vmem_u64 pointers[VMEM_POINTERS]; /* kernel addresses of slab objects */
 
   /* Where the walk is. */
   vmem_u64 va, limit, pgd;
   vmem_u32 level, show, tries, ram_at;
   vmem_u32 refreshed; /* a table was copied again for this VMA */
-  vmem_u32 closed;    /* the last cover cannot be made longer */
+  vmem_u32 closed; /* the last cover cannot be made longer */
   struct vmem_path path[VMEM_LEVELS];
 };
 

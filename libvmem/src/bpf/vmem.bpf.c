@@ -36,11 +36,17 @@ typedef __u32 __wsum;
 struct mm_struct {
   __u64* pgd;
 };
+struct vm_operations_struct {
+  void* open;
+  void* fault;
+  void* access;
+};
 struct vm_area_struct {
   unsigned long vm_start;
   unsigned long vm_end;
   unsigned long vm_flags;
   struct mm_struct* vm_mm;
+  const struct vm_operations_struct* vm_ops;
 };
 struct task_struct {
   struct task_struct* group_leader;
@@ -380,6 +386,23 @@ int walk(struct bpf_iter__task_vma* context) {
 
   start = vma->vm_start;
   end = vma->vm_end;
+  if (run.mode == vmem_mode_vm_ops) {
+    if (end <= run.cursor) return run.seen > SHOWS;
+    if (start <= run.cursor) {
+      const struct vm_operations_struct* const ops = vma->vm_ops;
+
+      run.pointers[0] = (__u64)ops;
+      run.pointer_count = 1;
+      if (ops) {
+        run.pointers[1] = (__u64)ops->fault;
+        run.pointers[2] = (__u64)ops->access;
+        run.pointers[3] = (__u64)ops->open;
+        run.pointer_count = 4;
+      }
+    }
+    run.ended = 1;
+    return 1;
+  }
   /*
    * Another read() begins with find_vma(), at the end of the VMA where the last one stopped. That
    * may be gone, and others in its place: so what is shown first must begin where all below is
