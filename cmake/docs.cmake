@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 # Man pages and completions of each tool, and other pages, by explicit list. meson.build has the same.
-foreach(tool IN ITEMS vmastat vtop)
+foreach(tool IN ITEMS regaudit vmastat vtop)
   install(FILES man/${tool}.1 DESTINATION ${CMAKE_INSTALL_MANDIR}/man1)
   install(FILES completions/${tool}.bash DESTINATION ${CMAKE_INSTALL_DATADIR}/bash-completion/completions RENAME ${tool})
   install(FILES completions/_${tool} DESTINATION ${CMAKE_INSTALL_DATADIR}/zsh/site-functions)

@@ -1,0 +1,568 @@
+// SPDX-License-Identifier: MIT
+/// One walk over everything registered. Registrations are sorted and near ones walked as one
+/// span; each extent is handed to those that it touches, and each keeps constant state, so that
+/// memory does not grow with what is registered.
+#include "vmem/registration.hpp"
+
+#include <algorithm>
+#include <numeric>
+
+#include "errors.hpp"
+#include "registration_facts.hpp"
+#include "vmem/frames.hpp"
+#include "vmem/physmap.hpp"
+
+namespace vmem {
+namespace {
+
+/// Walking a gap of this many bytes costs less than another walk.
+constexpr std::uint64_t bridged_bytes = 2 << 20;
+
+// include/uapi/linux/kernel-page-flags.h
+constexpr std::uint64_t kpf_anon = 1ULL << 12, kpf_hwpoison = 1ULL << 19, kpf_ksm = 1ULL << 21,
+                        kpf_zero_page = 1ULL << 24;
+
+/// What every page of a VMA has in common.
+struct VmaView {
+  VaRange range;
+  bool private_writable = false;
+  bool flags_known = false;
+  bool dont_fork = false;
+  bool hugetlb = false;
+  bool pfnmap = false;
+  const char* refused = nullptr;    ///< why get_user_pages() refuses, whatever the access
+  const char* no_write = nullptr;   ///< why it refuses a device that writes
+  const char* file = nullptr;       ///< why a long-term pin for writing is refused since 6.4
+};
+
+VmaView view_of(const Vma& vma, VmaInspector& inspector) {
+  VmaView view{.range = vma.range, .private_writable = !vma.shared && vma.writable};
+  view.hugetlb = inspector.hugetlb_page_size(vma).has_value();
+  const auto flags = inspector.flags(vma);
+  view.flags_known = flags.has_value();
+  if (flags) {
+    view.dont_fork = flags->has("dc");
+    view.hugetlb = view.hugetlb || flags->has("ht");
+    view.pfnmap = flags->has("pf");
+    if (view.pfnmap)
+      view.refused = "VmFlags pf (VM_PFNMAP)";
+    else if (flags->has("io"))
+      view.refused = "VmFlags io (VM_IO)";
+  }
+  if (!view.refused && !vma.readable && !vma.writable) view.refused = "no access (PROT_NONE)";
+  if (!vma.writable) view.no_write = "not writable";
+  switch (inspector.classify(vma).kind) {
+    case VmaKind::secretmem:
+      view.refused = "secretmem";
+      break;
+    case VmaKind::dax:
+      if (vma.shared) view.refused = "file on DAX";
+      break;
+    case VmaKind::file:
+      if (vma.shared && vma.writable) view.file = "shared file";
+      break;
+    default:
+      break;
+  }
+  return view;
+}
+
+/// Adds a run to the finding of its kind, which is made if need be.
+void add(Audit& audit, FindingKind kind, Severity severity, const char* flag, Evidence evidence) {
+  const auto same = [&](const AuditFinding& f) {
+    return f.kind == kind && f.severity == severity && std::string_view(f.flag) == flag;
+  };
+  auto found = std::ranges::find_if(audit.findings, same);
+  if (found == audit.findings.end()) {
+    audit.findings.push_back({.kind = kind, .severity = severity, .flag = flag});
+    found = audit.findings.end() - 1;
+  }
+  found->bytes += evidence.bytes;
+  const bool goes_on = found->runs != 0 && found->end == evidence.va;
+  found->end = evidence.va + evidence.bytes;
+  if (goes_on) {
+    if (found->runs <= AuditFinding::kept_runs) found->where.back().bytes += evidence.bytes;
+    return;
+  }
+  ++found->runs;
+  if (found->where.size() < AuditFinding::kept_runs) found->where.push_back(evidence);
+}
+
+/// The pages of size 1 << shift that cover the range.
+std::uint64_t blocks(VaRange range, unsigned shift) {
+  return range.empty() ? 0 : ((range.end.value - 1) >> shift) - (range.start.value >> shift) + 1;
+}
+
+/// A registration while it is walked.
+struct Open {
+  const Registration* registration = nullptr;
+  Audit* audit = nullptr;
+  std::uint64_t misfit =
+      0;   ///< bits in which device and physical addresses differ, as the kernel's
+  bool any = false;           ///< a frame has been seen
+  PhysAddr next;              ///< where consecutive frames go on
+  std::uint64_t run = 0;      ///< bytes of the extent that is growing
+  VirtAddr vma_done;          ///< all VMAs below have been judged
+};
+
+class Auditor {
+ public:
+  Auditor(const Process& process, Translator& translator, const AuditOptions& options)
+      : process_(process),
+        translator_(translator),
+        options_(options),
+        page_size_(process.root().page_size()),
+        inspector_(process),
+        zones_(process.root()),
+        pins_(process.root()),
+        nothing_poisoned_(nothing_poisoned(process.root())),
+        recorded_(process.root().recorded()) {
+    leaf_sizes_[0] = page_size_;
+    leaf_sizes_[1] = leaf_sizes_[0].next_level();
+    leaf_sizes_[2] = PageSize::valid(leaf_sizes_[1].bytes() << (page_size_.shift() - 3))
+                         ? PageSize{leaf_sizes_[1].bytes() << (page_size_.shift() - 3)}
+                         : leaf_sizes_[1];
+    if (auto reader = FrameReader::open(process.root(), FrameFacts::has_flags); reader)
+      flags_.emplace(std::move(*reader));
+    if (auto map = NumaMap::read(process.root()); map) numa_ = std::move(*map);
+  }
+
+  Result<std::vector<Audit>> run(std::span<const Registration> registrations) {
+    std::vector<Audit> audits(registrations.size());
+    std::vector<std::size_t> order(registrations.size());
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    std::ranges::sort(order, {}, [&](std::size_t i) { return registrations[i].range.start; });
+    for (const Registration& r : registrations) {
+      if (!r.range.empty()) continue;
+      return std::unexpected(Error{.code = Errc::invalid_argument,
+                                   .what = "auditing an empty range",
+                                   .path = {},
+                                   .address = r.range.start.value});
+    }
+    for (std::size_t first = 0; first < order.size();) {
+      VaRange span = registrations[order[first]].range;
+      std::size_t last = first + 1;
+      for (; last < order.size(); ++last) {
+        const VaRange next = registrations[order[last]].range;
+        if (next.start > span.end && next.start - span.end > bridged_bytes) break;
+        span.end = std::max(span.end, next.end);
+      }
+      auto walked =
+          walk(span, registrations, std::span(order).subspan(first, last - first), audits);
+      if (!walked) return std::unexpected(std::move(walked.error()));
+      first = last;
+    }
+    limits(registrations, audits);
+    return audits;
+  }
+
+ private:
+  Result<void> walk(VaRange span, std::span<const Registration> registrations,
+                    std::span<const std::size_t> order, std::vector<Audit>& audits) {
+    std::vector<Open> open;
+    std::size_t next = 0;
+    const auto walked = translate(
+        process_, translator_, inspector_, span, options_.walk,
+        [&](const Vma* vma, const Extent& extent) {
+          while (next < order.size() && registrations[order[next]].range.start < extent.end()) {
+            open.push_back(
+                {.registration = &registrations[order[next]], .audit = &audits[order[next]]});
+            begin(open.back());
+            ++next;
+          }
+          std::erase_if(open, [&](Open& o) {
+            const VaRange part = intersect(o.registration->range, {extent.va, extent.end()});
+            if (!part.empty()) piece(o, vma, extent, part);
+            if (o.registration->range.end > extent.end()) return false;
+            finish(o);
+            return true;
+          });
+          return true;
+        });
+    // The last page of the address space has no end in 64 bits, and whatever else was not told.
+    for (Open& o : open) finish(o);
+    for (; next < order.size(); ++next) audits[order[next]].complete = false;
+    return walked;
+  }
+
+  /// What does not depend on pages.
+  void begin(Open& o) const {
+    const Registration& r = *o.registration;
+    const Evidence whole{.va = r.range.start, .bytes = r.range.bytes()};
+    if (r.iova_rule == IovaRule::virt && r.iova != r.range.start.value) {
+      Evidence evidence = whole;
+      evidence.expected = r.iova;
+      evidence.actual = r.range.start.value;
+      add(*o.audit, FindingKind::iova_mismatch, Severity::error, "iova is not the address",
+          evidence);
+    }
+    if (r.iova_known && r.dma_mask_bits != 0 && r.dma_mask_bits < 64 &&
+        (r.iova + r.range.bytes() - 1) >> r.dma_mask_bits != 0) {
+      Evidence evidence = whole;
+      evidence.actual = r.iova;
+      add(*o.audit, FindingKind::dma_mask, Severity::error, "dma_maskbits", evidence);
+    }
+  }
+
+  Severity planned_or(Severity severity) const {
+    return options_.planned ? Severity::info : severity;
+  }
+
+  void judge_vma(Open& o) const {
+    const Registration& r = *o.registration;
+    Audit& audit = *o.audit;
+    const VaRange in_vma = intersect(r.range, view_.range);
+    const Evidence evidence{.va = in_vma.start, .bytes = in_vma.bytes()};
+    o.vma_done = in_vma.end;
+    if (!view_.flags_known)
+      add(audit, FindingKind::flags_unknown, Severity::unknown, "smaps", evidence);
+    if (r.through_kernel) {
+      if (view_.refused != nullptr)
+        add(audit, FindingKind::not_registrable, Severity::error, view_.refused, evidence);
+      else if (r.device_writes && view_.no_write != nullptr)
+        add(audit, FindingKind::not_registrable, Severity::error, view_.no_write, evidence);
+      else if (r.device_writes && view_.file != nullptr)
+        add(audit, FindingKind::no_longterm_pin, Severity::warning, view_.file, evidence);
+    }
+    if (view_.private_writable && view_.flags_known && !view_.dont_fork)
+      add(audit, FindingKind::fork_hazard,
+          r.copied_at_fork ? Severity::info : planned_or(Severity::warning), "no VmFlags dc",
+          evidence);
+  }
+
+  void piece(Open& o, const Vma* vma, const Extent& extent, VaRange part) {
+    const Registration& r = *o.registration;
+    Audit& audit = *o.audit;
+    const Evidence evidence{.va = part.start, .bytes = part.bytes()};
+    const bool first_of_vma = vma != nullptr && part.start >= o.vma_done;
+    if (first_of_vma) {
+      if (view_.range != vma->range) view_ = view_of(*vma, inspector_);
+      judge_vma(o);
+    } else if (vma != nullptr && view_.range != vma->range) {
+      view_ = view_of(*vma, inspector_);
+    }
+    if (extent.state != PageState::resident) audit.complete = false;
+    switch (extent.state) {
+      case PageState::resident:
+        resident(o, extent, part);
+        break;
+      case PageState::absent:
+        add(audit, FindingKind::not_resident, planned_or(Severity::error), "", evidence);
+        break;
+      case PageState::swapped:
+        add(audit, FindingKind::swapped, planned_or(Severity::error), "", evidence);
+        break;
+      case PageState::guard:
+        add(audit, FindingKind::not_registrable, Severity::error, "guard page", evidence);
+        break;
+      case PageState::special:
+        if (extent.reason == Reason::poison_marker)
+          add(audit, FindingKind::hwpoison, Severity::error, "poison marker", evidence);
+        else
+          add(audit, FindingKind::special_entry, Severity::unknown, to_string(extent.reason).data(),
+              evidence);
+        break;
+      case PageState::hidden:
+        audit.resident_bytes += part.bytes();
+        add(audit, FindingKind::hidden, Severity::unknown, "PFN hidden", evidence);
+        break;
+      case PageState::unseen:
+        // What cannot be registered at all needs no frames to be told so.
+        if (!r.through_kernel || view_.refused == nullptr)
+          add(audit, FindingKind::unseen, Severity::unknown, to_string(extent.reason).data(),
+              evidence);
+        break;
+      case PageState::unmapped:
+        add(audit, FindingKind::unmapped, Severity::error, "no VMA", evidence);
+        break;
+      case PageState::changed:
+        add(audit, FindingKind::changed, Severity::unknown, "", evidence);
+        break;
+    }
+  }
+
+  void resident(Open& o, const Extent& extent, VaRange part) {
+    const Registration& r = *o.registration;
+    Audit& audit = *o.audit;
+    audit.resident_bytes += part.bytes();
+    const PhysAddr pa = page_size_.address(extent.pfn) + (part.start - extent.va);
+    const Pfn pfn = page_size_.frame(pa);
+    const std::uint64_t frames = blocks(part, page_size_.shift());
+
+    // As ib_umem_find_best_pgsz(): the device's address against the physical one.
+    const std::uint64_t offset = part.start - r.range.start;
+    const std::uint64_t device_address =
+        r.iova_known && r.iova_rule != IovaRule::physical ? r.iova + offset : part.start.value;
+    if (!o.any || pa != o.next) {
+      if (o.any) o.misfit |= device_address;
+      o.misfit |= pa.value ^ device_address;
+      ++audit.extents;
+      o.run = 0;
+    }
+    o.any = true;
+    o.next = pa + part.bytes();
+    o.run += part.bytes();
+    audit.largest_extent = std::max(audit.largest_extent, o.run);
+
+    if (r.iova_rule == IovaRule::physical && r.iova + offset != pa.value) {
+      add(audit, FindingKind::iova_mismatch, Severity::error, "iova is not the PA",
+          {.va = part.start,
+           .bytes = part.bytes(),
+           .pfn = pfn,
+           .expected = r.iova + offset,
+           .actual = pa.value});
+    }
+    if (r.page_size != 0 && extent.leaf_shift != 0 &&
+        (std::uint64_t{1} << extent.leaf_shift) < r.page_size) {
+      add(audit, FindingKind::page_size, Severity::error, "leaf size",
+          {.va = part.start, .bytes = part.bytes(), .pfn = pfn});
+    }
+    nodes(o, part, pa);
+    frame_flags(o, extent, part, pfn, frames);
+    zones(o, part, pfn, frames);
+    if (r.pinned && r.through_kernel) pins(o, extent, part, pfn, frames);
+  }
+
+  /// The evidence of frames [first, first + count) of the part that starts at frame `pfn`.
+  Evidence evidence_of(VaRange part, Pfn pfn, Pfn first, std::uint64_t count) const {
+    const VirtAddr page = page_size_.floor(part.start);
+    const VirtAddr start = page + ((first.value - pfn.value) << page_size_.shift());
+    const VaRange range = intersect(part, {start, start + (count << page_size_.shift())});
+    return {.va = range.start, .bytes = range.bytes(), .pfn = first};
+  }
+
+  void nodes(Open& o, VaRange part, PhysAddr pa) const {
+    Audit& audit = *o.audit;
+    if (!numa_) {
+      audit.node_unknown_bytes += part.bytes();
+      return;
+    }
+    for (std::uint64_t done = 0; done < part.bytes();) {
+      const PhysAddr at = pa + done;
+      const std::uint64_t bytes = std::min(part.bytes() - done, numa_->run_end(at) - at);
+      const auto node = numa_->node(at);
+      if (!node) {
+        audit.node_unknown_bytes += bytes;
+      } else {
+        auto found = std::ranges::lower_bound(audit.nodes, *node, {},
+                                              &std::pair<unsigned, std::uint64_t>::first);
+        if (found == audit.nodes.end() || found->first != *node)
+          found = audit.nodes.insert(found, {*node, 0});
+        found->second += bytes;
+        if (o.registration->node && *o.registration->node != *node) {
+          add(audit, FindingKind::remote_node, Severity::warning, "node",
+              {.va = part.start + done,
+               .bytes = bytes,
+               .pfn = page_size_.frame(at),
+               .expected = *o.registration->node,
+               .actual = *node});
+        }
+      }
+      done += bytes;
+    }
+  }
+
+  /// Frames whose flags speak for all of a leaf. A poisoned page of a transparent huge page has
+  /// its own flag; hugetlb has it on the head.
+  std::uint64_t stride(const Extent& extent) const {
+    if (extent.leaf_shift <= page_size_.shift()) return 1;
+    return view_.hugetlb || nothing_poisoned_ || recorded_
+               ? std::uint64_t{1} << (extent.leaf_shift - page_size_.shift())
+               : 1;
+  }
+
+  void frame_flags(Open& o, const Extent& extent, VaRange part, Pfn pfn, std::uint64_t frames) {
+    Audit& audit = *o.audit;
+    const bool pagemap = extent.backend == Backend::pagemap;
+    // Of private memory: a page that is not this process's alone, or is the file's, moves away
+    // at the next write.
+    const bool moves =
+        view_.private_writable && pagemap &&
+        ((extent.bits & page_bit::exclusive) == 0 || (extent.bits & page_bit::file) != 0);
+    if (view_.pfnmap) return;  // frames of a device, or the kernel's own
+    const bool by_mapcount = view_.private_writable && !pagemap;
+    if (by_mapcount && !counted_) {
+      counted_ = true;
+      auto reader =
+          FrameReader::open(process_.root(), FrameFacts::has_flags | FrameFacts::has_mapcount);
+      if (reader)
+        flags_.emplace(std::move(*reader));
+      else
+        flags_.reset();
+    }
+    const auto unknown = [&] {
+      add(audit, FindingKind::frames_unknown, Severity::unknown, "kpageflags",
+          {.va = part.start, .bytes = part.bytes(), .pfn = pfn});
+      if (moves) shared(o, evidence_of(part, pfn, pfn, frames), 0);
+    };
+    if (!flags_) return unknown();
+    const std::uint64_t step = stride(extent);
+    for (std::uint64_t done = 0; done < frames;) {
+      const Pfn here = pfn + done;
+      const Pfn head{here.value & ~(step - 1)};
+      const std::uint64_t count =
+          step == 1 ? frames : std::min(frames - done, head.value + step - here.value);
+      bool known = true;
+      auto read = flags_->read(
+          step == 1 ? here : head, step == 1 ? count : 1,
+          [&](Pfn first, std::uint64_t run, const FrameFacts& facts) {
+            const Pfn from = step == 1 ? first : here;
+            const std::uint64_t of = step == 1 ? run : count;
+            if ((facts.known & FrameFacts::has_flags) == 0 ||
+                (by_mapcount && (facts.known & FrameFacts::has_mapcount) == 0)) {
+              known = false;
+              return true;
+            }
+            const bool move =
+                moves || (by_mapcount && ((facts.flags & kpf_anon) == 0 || facts.mapcount != 1));
+            judge_flags(o, facts.flags, move, evidence_of(part, pfn, from, of));
+            return true;
+          });
+      if (!read || !known) return unknown();
+      done += count;
+    }
+  }
+
+  void judge_flags(Open& o, std::uint64_t flags, bool moves, const Evidence& evidence) const {
+    if ((flags & kpf_hwpoison) != 0)
+      add(*o.audit, FindingKind::hwpoison, Severity::error, "kpageflags hwpoison", evidence);
+    if (!moves && (flags & (kpf_ksm | kpf_zero_page)) == 0) return;
+    shared(o, evidence, flags);
+  }
+
+  void shared(Open& o, const Evidence& evidence, std::uint64_t flags) const {
+    const Severity severity = planned_or(Severity::error);
+    if ((flags & kpf_ksm) != 0)
+      add(*o.audit, FindingKind::ksm, severity, "kpageflags ksm", evidence);
+    else if ((flags & kpf_zero_page) != 0)
+      add(*o.audit, FindingKind::zero_page, severity, "kpageflags zero_page", evidence);
+    else
+      add(*o.audit, FindingKind::shared_cow, severity, "not exclusive", evidence);
+  }
+
+  void zones(Open& o, VaRange part, Pfn pfn, std::uint64_t frames) const {
+    const auto each = [&](FindingKind kind, const char* flag, auto next) {
+      FrameRange left{pfn, pfn + frames};
+      while (const auto run = next(left)) {
+        add(*o.audit, kind, Severity::warning, flag,
+            evidence_of(part, pfn, run->start, run->end.value - run->start.value));
+        left.start = run->end;
+      }
+    };
+    each(FindingKind::movable, "ZONE_MOVABLE", [&](FrameRange r) { return zones_.movable(r); });
+    each(FindingKind::cma, "CMA", [&](FrameRange r) { return zones_.cma(r); });
+  }
+
+  void pins(Open& o, const Extent& extent, VaRange part, Pfn pfn, std::uint64_t frames) const {
+    if (!pins_.valid()) return;
+    const std::uint64_t step = extent.leaf_shift > page_size_.shift()
+                                   ? std::uint64_t{1} << (extent.leaf_shift - page_size_.shift())
+                                   : 1;
+    pins_.unpinned(pfn, frames, step, [&](Pfn first, std::uint64_t count) {
+      add(*o.audit, FindingKind::unpinned, Severity::error, "no pin",
+          evidence_of(part, pfn, first, count));
+    });
+  }
+
+  void finish(Open& o) const {
+    const Registration& r = *o.registration;
+    Audit& audit = *o.audit;
+    const VirtAddr start =
+        r.iova_known && r.iova_rule != IovaRule::physical ? VirtAddr{r.iova} : r.range.start;
+    const VaRange device{start, start + r.range.bytes()};
+    // The largest leaf of which one fits would serve; none larger than what is needed.
+    for (const PageSize size : leaf_sizes_) {
+      const VaRange whole{size.ceil(device.start), size.floor(device.end)};
+      if (audit.ideal_page_size != 0 && (whole.empty() || whole.start < device.start)) break;
+      audit.ideal_page_size = size.bytes();
+      audit.ideal_entries = blocks(device, size.shift());
+    }
+    if (audit.nodes.size() > 1) {
+      add(audit, FindingKind::spans_nodes, Severity::warning, "node",
+          {.va = r.range.start, .bytes = r.range.bytes()});
+    }
+    if (!audit.complete || !o.any) {
+      audit.complete = false;
+      return;
+    }
+    for (const PageSize size : leaf_sizes_) {
+      if (size.bytes() > audit.ideal_page_size || (o.misfit & (size.bytes() - 1)) != 0) break;
+      audit.best_page_size = size.bytes();
+      audit.entries = blocks(device, size.shift());
+    }
+    if (audit.best_page_size == 0) {  // the device's address has another offset in its page
+      audit.entries = blocks(r.range, page_size_.shift());
+      audit.best_page_size = page_size_.bytes();
+    }
+    if (audit.entries > audit.ideal_entries) {
+      // Huge pages where giant ones would do are no trouble; small pages are.
+      const bool small = audit.best_page_size == page_size_.bytes();
+      Evidence evidence{.va = r.range.start, .bytes = r.range.bytes()};
+      evidence.expected = audit.ideal_entries;
+      evidence.actual = audit.entries;
+      add(audit, FindingKind::fragmented, small ? Severity::warning : Severity::info, "entries",
+          evidence);
+    }
+  }
+
+  /// As ib_umem_get(): each registration adds its pages, also where they overlap.
+  void limits(std::span<const Registration> registrations, std::vector<Audit>& audits) const {
+    const auto counts = [](const Registration& r) { return r.through_kernel; };
+    if (std::ranges::none_of(registrations, counts)) return;
+    const LockLimits limits = read_lock_limits(process_);
+    std::uint64_t sum = options_.planned ? limits.pinned : 0;
+    for (std::size_t i = 0; i < registrations.size(); ++i) {
+      const Registration& r = registrations[i];
+      if (!r.through_kernel) continue;
+      const Evidence whole{.va = r.range.start, .bytes = r.range.bytes()};
+      if (!limits.memlock) {
+        if (options_.planned)
+          add(audits[i], FindingKind::limits_unknown, Severity::unknown, "limits", whole);
+        continue;
+      }
+      sum += blocks(r.range, page_size_.shift()) << page_size_.shift();
+      if (limits.ipc_lock || sum <= *limits.memlock) continue;
+      Evidence evidence = whole;
+      evidence.expected = *limits.memlock;
+      evidence.actual = sum;
+      add(audits[i], FindingKind::over_memlock, r.pinned ? Severity::warning : Severity::error,
+          "RLIMIT_MEMLOCK", evidence);
+    }
+  }
+
+  const Process& process_;
+  Translator& translator_;
+  const AuditOptions& options_;
+  const PageSize page_size_;
+  PageSize leaf_sizes_[3];
+  VmaInspector inspector_;
+  std::optional<FrameReader> flags_;
+  bool counted_ = false;  ///< flags_ reads mapcounts, too
+  std::optional<NumaMap> numa_;
+  PinZones zones_;
+  PinReader pins_;
+  const bool nothing_poisoned_;
+  const bool recorded_;
+  VmaView view_;
+};
+
+}  // namespace
+
+std::optional<Severity> Audit::worst() const {
+  std::optional<Severity> worst;
+  constexpr Severity order[] = {Severity::info, Severity::warning, Severity::unknown,
+                                Severity::error};
+  const auto rank = [&](Severity s) { return std::ranges::find(order, s) - order; };
+  for (const AuditFinding& f : findings) {
+    if (!worst || rank(f.severity) > rank(*worst)) worst = f.severity;
+  }
+  return worst;
+}
+
+Result<std::vector<Audit>> audit(const Process& process, Translator& translator,
+                                 std::span<const Registration> registrations,
+                                 const AuditOptions& options) {
+  return Auditor{process, translator, options}.run(registrations);
+}
+
+}  // namespace vmem

@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: MIT
+#include "registration_facts.hpp"
+
+#include <fcntl.h>
+#include <sys/ioctl.h>
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <string>
+#include <string_view>
+
+#include "kmod/uapi/vmem.h"
+#include "line_chunks.hpp"
+#include "vmem/registration.hpp"
+
+namespace vmem {
+namespace {
+
+std::string_view trimmed(std::string_view text) {
+  while (!text.empty() && (text.front() == ' ' || text.front() == '\t')) text.remove_prefix(1);
+  while (!text.empty() && (text.back() == ' ' || text.back() == '\n')) text.remove_suffix(1);
+  return text;
+}
+
+std::optional<std::uint64_t> number(std::string_view text, int base = 10) {
+  text = trimmed(text);
+  std::uint64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value, base);
+  if (error != std::errc{} || end == text.data()) return std::nullopt;
+  return value;
+}
+
+/// What follows `key` in a line that begins with it.
+std::optional<std::string_view> after(std::string_view line, std::string_view key) {
+  line = trimmed(line);
+  if (!line.starts_with(key)) return std::nullopt;
+  return trimmed(line.substr(key.size()));
+}
+
+std::optional<FrameRange> first_common(FrameRange a, const std::vector<FrameRange>& all) {
+  std::optional<FrameRange> first;
+  for (const FrameRange& b : all) {
+    const FrameRange both{std::max(a.start, b.start), std::min(a.end, b.end)};
+    if (both.start < both.end && (!first || both.start < first->start)) first = both;
+  }
+  return first;
+}
+
+}  // namespace
+
+PinZones::PinZones(const SysRoot& root) : root_(root) {
+  if (auto text = root.read_file("proc/zoneinfo"); text) {
+    std::string_view rest = *text;
+    bool in_movable = false;
+    std::uint64_t spanned = 0;
+    while (!rest.empty()) {
+      const std::string_view line = take_line(rest);
+      if (line.starts_with("Node ")) {
+        in_movable = line.ends_with(" Movable");
+        spanned = 0;
+      } else if (in_movable) {
+        if (const auto value = after(line, "spanned")) spanned = number(*value).value_or(0);
+        if (const auto value = after(line, "start_pfn:"); value && spanned != 0) {
+          const std::uint64_t start = number(*value).value_or(0);
+          if (start <= UINT64_MAX - spanned) movable_.push_back({{start}, {start + spanned}});
+        }
+      }
+    }
+  }
+  if (!movable_.empty()) {
+    if (auto text = root.read_file("sys/devices/system/memory/block_size_bytes"); text)
+      block_frames_ = root.page_size().pages(number(*text, 16).value_or(0));
+  }
+  if (auto areas = root.list("sys/kernel/debug/cma"); areas) {
+    for (const std::string& area : *areas) {
+      const std::string folder = "sys/kernel/debug/cma/" + area;
+      const auto base = root.read_file((folder + "/base_pfn").c_str());
+      const auto count = root.read_file((folder + "/count").c_str());
+      if (!base || !count) continue;
+      const std::uint64_t start = number(*base).value_or(0), frames = number(*count).value_or(0);
+      if (frames != 0 && start <= UINT64_MAX - frames) cma_.push_back({{start}, {start + frames}});
+    }
+  }
+}
+
+bool PinZones::block_is_movable(std::uint64_t block) const {
+  const std::string path =
+      "sys/devices/system/memory/memory" + std::to_string(block) + "/valid_zones";
+  const auto zones = root_.read_file(path.c_str());
+  // Without memory hotplug there are no such files, and no overlap of zones either.
+  return !zones || zones->find("Movable") != std::string::npos;
+}
+
+std::optional<FrameRange> PinZones::movable(FrameRange frames) const {
+  while (const auto run = first_common(frames, movable_)) {
+    if (block_frames_ == 0) return run;
+    const std::uint64_t block = run->start.value / block_frames_;
+    const FrameRange part{run->start, std::min(run->end, Pfn{(block + 1) * block_frames_})};
+    if (block_is_movable(block)) return part;
+    frames.start = part.end;
+  }
+  return std::nullopt;
+}
+
+std::optional<FrameRange> PinZones::cma(FrameRange frames) const {
+  return first_common(frames, cma_);
+}
+
+bool nothing_poisoned(const SysRoot& root) {
+  const auto text = root.read_file("proc/meminfo");
+  if (!text) return false;
+  std::string_view rest = *text;
+  while (!rest.empty()) {
+    if (const auto value = after(take_line(rest), "HardwareCorrupted:")) return number(*value) == 0;
+  }
+  return false;
+}
+
+PinReader::PinReader(const SysRoot& root) {
+  if (!root.recorded()) device_ = Fd{::open(VMEM_DEVICE, O_RDONLY | O_CLOEXEC)};
+}
+
+bool PinReader::unpinned(Pfn first, std::uint64_t frames, std::uint64_t stride,
+                         FunctionRef<void(Pfn, std::uint64_t)> sink) const {
+  std::array<vmem_frame, 512> buffer;
+  const std::uint64_t most = stride == 1 ? buffer.size() : 1;
+  for (std::uint64_t done = 0; done < frames;) {
+    const std::uint64_t count = std::min(most, frames - done);
+    vmem_frames question{};
+    question.size = sizeof question;
+    question.pfn = first.value + done;
+    question.count = count;
+    question.frames = reinterpret_cast<std::uintptr_t>(buffer.data());
+    if (ioctl(device_.get(), VMEM_IOC_FRAMES, &question) != 0 || question.done == 0 ||
+        question.done > count) {
+      return false;
+    }
+    for (std::uint64_t i = 0; i < question.done; ++i) {
+      const std::uint32_t flags = buffer[i].flags;
+      if ((flags & VMEM_FRAME_ONLINE) == 0 || (flags & VMEM_FRAME_CHANGING) != 0 ||
+          (flags & VMEM_FRAME_MAYBE_PINNED) != 0) {
+        continue;
+      }
+      sink(first + (done + i), std::min(stride, frames - done - i));
+    }
+    done += stride == 1 ? question.done : stride;
+  }
+  return true;
+}
+
+LockLimits read_lock_limits(const Process& process) {
+  LockLimits limits;
+  if (auto text = process.read_file("limits"); text) {
+    std::string_view rest = *text;
+    while (!rest.empty()) {
+      const auto value = after(take_line(rest), "Max locked memory");
+      if (!value) continue;
+      limits.memlock = value->starts_with("unlimited") ? UINT64_MAX : number(*value);
+    }
+  }
+  if (auto text = process.read_file("status"); text) {
+    constexpr unsigned cap_ipc_lock = 14;  // include/uapi/linux/capability.h
+    std::string_view rest = *text;
+    while (!rest.empty()) {
+      const std::string_view line = take_line(rest);
+      if (const auto value = after(line, "VmPin:"))
+        limits.pinned = number(*value).value_or(0) << 10;
+      if (const auto value = after(line, "VmLck:"))
+        limits.locked = number(*value).value_or(0) << 10;
+      if (const auto value = after(line, "CapEff:"))
+        limits.ipc_lock = (number(*value, 16).value_or(0) >> cap_ipc_lock & 1) != 0;
+    }
+  }
+  return limits;
+}
+
+std::string_view to_string(Severity severity) {
+  switch (severity) {
+    case Severity::info:
+      return "info";
+    case Severity::warning:
+      return "warning";
+    case Severity::error:
+      return "error";
+    case Severity::unknown:
+      return "unknown";
+  }
+  return "unknown";
+}
+
+namespace {
+
+struct KindText {
+  std::string_view name, advice;
+};
+
+KindText text_of(FindingKind kind) {
+  switch (kind) {
+    case FindingKind::unmapped:
+      return {"unmapped", "deregister before unmapping; the device still reaches the old frames"};
+    case FindingKind::not_resident:
+      return {"not-resident",
+              "touch the pages before use, and keep them: MADV_DONTNEED, fallocate(PUNCH_HOLE) and "
+              "munmap() take them away from a registered range"};
+    case FindingKind::swapped:
+      return {"swapped",
+              "lock or pin the pages (mlock(), registration) before the device uses them"};
+    case FindingKind::not_registrable:
+      return {"not-registrable",
+              "register ordinary memory; for device memory use a dma-buf (ibv_reg_dmabuf_mr())"};
+    case FindingKind::iova_mismatch:
+      return {"iova-mismatch",
+              "the device reaches another frame: register the memory again (DPDK: restart the "
+              "primary, or do not unmap, migrate or soft-offline its pages)"};
+    case FindingKind::dma_mask:
+      return {"dma-mask", "use IOVA as VA with an IOMMU, or memory at lower addresses"};
+    case FindingKind::page_size:
+      return {"page-size", "the memory is mapped by smaller pages than it was registered with"};
+    case FindingKind::no_longterm_pin:
+      return {
+          "no-longterm-pin",
+          "since Linux 6.4 a shared mapping of a file cannot be pinned for writing: use anonymous "
+          "memory, memfd or hugetlbfs"};
+    case FindingKind::fork_hazard:
+      return {"fork-hazard",
+              "call ibv_fork_init() first, or madvise(MADV_DONTFORK), or do not fork while it is "
+              "registered"};
+    case FindingKind::shared_cow:
+      return {"shared-cow",
+              "the next write moves the page: write to it before registering, and use "
+              "MADV_DONTFORK where the process forks"};
+    case FindingKind::ksm:
+      return {"ksm", "madvise(MADV_UNMERGEABLE) before registering"};
+    case FindingKind::zero_page:
+      return {"zero-page", "write to the pages before registering: reading maps the zero page"};
+    case FindingKind::hwpoison:
+      return {"hwpoison",
+              "the frame has a hardware error: stop using the memory, replace the DIMM"};
+    case FindingKind::spans_nodes:
+      return {"spans-nodes", "bind the memory to one node (mbind(), numactl --membind)"};
+    case FindingKind::remote_node:
+      return {"remote-node", "allocate on the device's node (numactl --membind, --socket-mem)"};
+    case FindingKind::movable:
+      return {
+          "movable",
+          "pages of ZONE_MOVABLE are migrated when pinned, which may fail; unpinned they may move "
+          "at any time"};
+    case FindingKind::cma:
+      return {"cma", "pages of a CMA area are migrated when pinned, which may fail"};
+    case FindingKind::fragmented:
+      return {"fragmented", "use huge pages: the device needs fewer table entries"};
+    case FindingKind::over_memlock:
+      return {"over-memlock",
+              "raise RLIMIT_MEMLOCK (ulimit -l, LimitMEMLOCK=) or grant CAP_IPC_LOCK; registering "
+              "fails with ENOMEM"};
+    case FindingKind::unpinned:
+      return {"unpinned", "the kernel may move these pages under the device: register them again"};
+    case FindingKind::hidden:
+      return {"hidden", "PFNs take CAP_SYS_ADMIN in the initial user namespace: run as root"};
+    case FindingKind::unseen:
+      return {"unseen", "page tables through --backend bpf or kmod may tell"};
+    case FindingKind::changed:
+      return {"changed", "stop the process, or ask again"};
+    case FindingKind::special_entry:
+      return {"special-entry", "the page is being migrated or belongs to a device: ask again"};
+    case FindingKind::flags_unknown:
+      return {"flags-unknown", "reading smaps takes CAP_SYS_PTRACE: run as root"};
+    case FindingKind::frames_unknown:
+      return {"frames-unknown", "/proc/kpageflags takes CAP_DAC_READ_SEARCH: run as root"};
+    case FindingKind::limits_unknown:
+      return {"limits-unknown", "/proc/PID/limits and status could not be read"};
+  }
+  return {"unknown", "ask again"};
+}
+
+}  // namespace
+
+std::string_view to_string(FindingKind kind) { return text_of(kind).name; }
+std::string_view advice(FindingKind kind) { return text_of(kind).advice; }
+
+}  // namespace vmem

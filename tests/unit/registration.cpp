@@ -1,0 +1,437 @@
+// SPDX-License-Identifier: MIT
+// Every finding of an audit, on systems made for it. What must come out follows from how the
+// entries were written, not from the library.
+#include "vmem/registration.hpp"
+
+#include "support/catch.hpp"
+#include "support/recorded.hpp"
+
+using namespace vmem;
+using namespace vmem::test;
+
+namespace {
+
+constexpr std::uint64_t mine = entry::present | entry::exclusive;
+constexpr std::uint64_t base = 0x7f0000000000;
+constexpr std::uint64_t two_megabytes = 2 << 20;
+
+struct Setup {
+  std::string perms = "rw-p";
+  std::string flags = "rd wr mr mw me ac dc";
+  std::uint64_t bytes = 4 << 20;
+  std::string name;
+  std::vector<EntryRun> entries;
+  std::vector<FrameRun> frames = {{.first = 0, .frames = 1 << 20, .flags = 0x1000}};
+  std::map<std::string, std::string> process_files, files;
+  std::string manifest = "vmem-tree 1\npage_size 4096\npfn_access full\n";
+};
+
+class System {
+ public:
+  explicit System(const Setup& setup) : recorded_(model(setup)), process_(recorded_.process(1)) {}
+
+  std::vector<Audit> audit_all(const std::vector<Registration>& all, bool planned = false) {
+    auto translator = open_translator(process_, Backend::pagemap);
+    REQUIRE(translator);
+    AuditOptions options;
+    options.planned = planned;
+    auto audits = audit(process_, **translator, all, options);
+    if (!audits) FAIL(to_string(audits.error()));
+    REQUIRE(audits->size() == all.size());
+    return std::move(*audits);
+  }
+  Audit audit_one(const Registration& r, bool planned = false) {
+    return audit_all({r}, planned).front();
+  }
+  const Process& process() const { return process_; }
+
+ private:
+  static SystemModel model(const Setup& setup) {
+    char range[64];
+    (void)std::snprintf(range, sizeof range, "%llx-%llx", static_cast<unsigned long long>(base),
+                        static_cast<unsigned long long>(base + setup.bytes));
+    const std::string line = std::string(range) + " " + setup.perms + " 00000000 00:00 0 ";
+    SystemModel system = one_process(line + setup.name + "\n", setup.entries, setup.manifest);
+    system.frames = setup.frames;
+    system.files = setup.files;
+    auto& files = system.processes.front().files;
+    files = setup.process_files;
+    files["comm"] = "test\n";
+    if (!setup.flags.empty())
+      files["smaps"] = line + "\nKernelPageSize:        4 kB\nVmFlags: " + setup.flags + " \n";
+    return system;
+  }
+
+  Recorded recorded_;
+  Process process_;
+};
+
+Registration range(std::uint64_t offset, std::uint64_t bytes) {
+  return {.range = {{base + offset}, {base + offset + bytes}}};
+}
+
+/// Of an audit that lives on: not of a temporary beyond its expression.
+const AuditFinding* find(const Audit& audit, FindingKind kind) {
+  for (const AuditFinding& f : audit.findings) {
+    if (f.kind == kind) return &f;
+  }
+  return nullptr;
+}
+
+/// The kinds found, for comparing at a glance.
+std::string kinds(const Audit& audit) {
+  std::string all;
+  for (const AuditFinding& f : audit.findings) {
+    all += (all.empty() ? "" : " ") + std::string(to_string(f.kind)) + ":" +
+           std::string(to_string(f.severity));
+  }
+  return all;
+}
+
+}  // namespace
+
+TEST_CASE("registration: memory that is as it should be has no findings") {
+  System system({.entries = {{base, 1024, mine | 0x400, 1}}});
+  const Audit a = system.audit_one(range(0, 4 << 20));
+  CHECK(kinds(a) == "");
+  CHECK_FALSE(a.worst());
+  CHECK(a.complete);
+  CHECK(a.resident_bytes == 4 << 20);
+  CHECK(a.extents == 1);
+  CHECK(a.largest_extent == 4 << 20);
+  CHECK(a.best_page_size == two_megabytes);  // frame 0x400 and the address agree below 2 MiB
+  CHECK(a.entries == 2);
+  CHECK(a.ideal_entries == 2);
+}
+
+TEST_CASE("registration: frame 0 is a frame") {
+  System system({.bytes = 4096, .entries = {{base, 1, mine, 0}}});
+  Registration r = range(0, 4096);
+  r.iova_known = true;
+  r.iova_rule = IovaRule::physical;
+  const Audit a = system.audit_one(r);
+  CHECK(kinds(a) == "");
+  CHECK(a.extents == 1);
+}
+
+TEST_CASE("registration: what is not resident, swapped, guarded or not mapped") {
+  System system({.bytes = 16 * 4096,
+                 .entries = {{base, 4, mine | 0x100, 1},
+                             {base + 4 * 4096, 2, entry::swapped(0, 7), entry::swap_step},
+                             {base + 6 * 4096, 1, entry::guard_page, 0},
+                             {base + 8 * 4096, 1, mine | 0x200, 0}}});
+  const Audit a = system.audit_one(range(0, 32 * 4096));
+  CHECK_FALSE(a.complete);
+  CHECK(a.worst() == Severity::error);
+  CHECK(a.resident_bytes == 5 * 4096);
+  REQUIRE(find(a, FindingKind::swapped));
+  CHECK(find(a, FindingKind::swapped)->bytes == 2 * 4096);
+  CHECK(find(a, FindingKind::swapped)->where.front().va == VirtAddr{base + 4 * 4096});
+  REQUIRE(find(a, FindingKind::not_registrable));
+  CHECK(find(a, FindingKind::not_registrable)->bytes == 4096);
+  const AuditFinding* const absent = find(a, FindingKind::not_resident);
+  REQUIRE(absent);
+  CHECK(absent->bytes == 8 * 4096);
+  REQUIRE(absent->runs == 2);
+  CHECK(absent->where[0].bytes == 4096);
+  CHECK(absent->where[1].va == VirtAddr{base + 9 * 4096});
+  CHECK(absent->where[1].bytes == 7 * 4096);
+  REQUIRE(find(a, FindingKind::unmapped));
+  CHECK(find(a, FindingKind::unmapped)->bytes == 16 * 4096);
+
+  // To be registered, they are brought in: no trouble, but for guards and holes.
+  const Audit plan = system.audit_one(range(0, 6 * 4096), true);
+  CHECK(plan.worst() != Severity::error);
+  CHECK(find(plan, FindingKind::swapped)->severity == Severity::info);
+}
+
+TEST_CASE("registration: bytes that are not whole pages count as bytes") {
+  System system({.bytes = 8 * 4096, .entries = {{base, 2, mine | 0x100, 1}}});
+  const Audit a = system.audit_one(range(100, 2 * 4096));
+  CHECK(a.resident_bytes == 2 * 4096 - 100);
+  CHECK(find(a, FindingKind::not_resident)->bytes == 100);
+}
+
+TEST_CASE("registration: an IOVA that is not the physical address, to the page") {
+  System system({.entries = {{base, 512, mine | 0x400, 1},
+                             {base + two_megabytes, 256, mine | 0x1000, 1},
+                             {base + 3 * (1 << 20), 256, mine | 0x5100, 1}}});
+  Registration r = range(0, two_megabytes);
+  r.iova_known = true;
+  r.iova_rule = IovaRule::physical;
+  r.iova = 0x400 << 12;
+  CHECK(kinds(system.audit_one(r)) == "");
+  r.iova += 4096;
+  const Audit wrong = system.audit_one(r);
+  REQUIRE(find(wrong, FindingKind::iova_mismatch));
+  const AuditFinding& f = *find(wrong, FindingKind::iova_mismatch);
+  CHECK(f.severity == Severity::error);
+  CHECK(f.bytes == two_megabytes);
+  CHECK(f.where.front().expected == 0x401000);
+  CHECK(f.where.front().actual == 0x400000);
+  CHECK(f.where.front().pfn == Pfn{0x400});
+
+  // Only the half that has gone elsewhere is named.
+  Registration second = range(two_megabytes, two_megabytes);
+  second.iova_known = true;
+  second.iova_rule = IovaRule::physical;
+  second.iova = 0x1000 << 12;
+  const Audit half = system.audit_one(second);
+  REQUIRE(find(half, FindingKind::iova_mismatch));
+  CHECK(find(half, FindingKind::iova_mismatch)->bytes == 1 << 20);
+  CHECK(find(half, FindingKind::iova_mismatch)->where.front().va == VirtAddr{base + 3 * (1 << 20)});
+
+  r.iova_rule = IovaRule::virt;
+  r.iova = base;
+  CHECK(kinds(system.audit_one(r)) == "");
+  r.iova = base + 4096;
+  CHECK(find(system.audit_one(r), FindingKind::iova_mismatch));
+}
+
+TEST_CASE("registration: beyond the DMA mask") {
+  System system({.bytes = 8192, .entries = {{base, 2, mine | 0x100, 1}}});
+  Registration r = range(0, 8192);
+  r.iova_known = true;
+  r.iova = (std::uint64_t{1} << 32) - 8192;
+  r.dma_mask_bits = 32;
+  CHECK_FALSE(find(system.audit_one(r), FindingKind::dma_mask));
+  r.iova += 1;
+  CHECK(find(system.audit_one(r), FindingKind::dma_mask));
+}
+
+TEST_CASE("registration: fork and copy-on-write") {
+  const std::vector<EntryRun> entries = {{base, 4, mine | 0x100, 1},
+                                         {base + 4 * 4096, 2, entry::present | 0x200, 1},
+                                         {base + 6 * 4096, 2, mine | entry::file | 0x300, 1}};
+  System system({.flags = "rd wr mr mw me ac", .bytes = 8 * 4096, .entries = entries});
+  const Audit a = system.audit_one(range(0, 4 * 4096));
+  CHECK(kinds(a) == "fork-hazard:warning");
+  // Not this process's alone, or still the file's: the next write moves them.
+  const Audit moved = system.audit_one(range(0, 8 * 4096));
+  REQUIRE(find(moved, FindingKind::shared_cow));
+  CHECK(find(moved, FindingKind::shared_cow)->bytes == 4 * 4096);
+  CHECK(find(moved, FindingKind::shared_cow)->where.front().va == VirtAddr{base + 4 * 4096});
+  CHECK(moved.worst() == Severity::error);
+
+  System marked({.bytes = 8 * 4096, .entries = entries});
+  CHECK(kinds(marked.audit_one(range(0, 4 * 4096))) == "");
+  System shared({.perms = "rw-s",
+                 .flags = "rd wr sh mr mw me ms",
+                 .bytes = 8 * 4096,
+                 .name = "/dev/zero (deleted)",
+                 .entries = entries});
+  CHECK(kinds(shared.audit_one(range(0, 8 * 4096))).find("cow") == std::string::npos);
+  CHECK(kinds(shared.audit_one(range(0, 8 * 4096))).find("fork") == std::string::npos);
+}
+
+TEST_CASE("registration: frame flags name KSM, the zero page and poison") {
+  System system({.bytes = 8 * 4096,
+                 .entries = {{base, 8, mine | 0x100, 1}},
+                 .frames = {{.first = 0x100, .frames = 2, .flags = 0x1000},
+                            {.first = 0x102, .frames = 2, .flags = 1ULL << 21 | 0x1000},
+                            {.first = 0x104, .frames = 1, .flags = 1ULL << 24},
+                            {.first = 0x105, .frames = 1, .flags = 1ULL << 19},
+                            {.first = 0x106, .frames = 2, .flags = 0x1000}}});
+  const Audit a = system.audit_one(range(0, 8 * 4096));
+  CHECK(kinds(a) == "ksm:error zero-page:error hwpoison:error");
+  CHECK(find(a, FindingKind::ksm)->bytes == 2 * 4096);
+  CHECK(find(a, FindingKind::ksm)->where.front().va == VirtAddr{base + 2 * 4096});
+  CHECK(find(a, FindingKind::ksm)->where.front().pfn == Pfn{0x102});
+  CHECK(find(a, FindingKind::hwpoison)->where.front().pfn == Pfn{0x105});
+}
+
+TEST_CASE("registration: what get_user_pages() refuses") {
+  const std::vector<EntryRun> entries = {{base, 2, mine | 0x100, 1}};
+  const auto refused = [&](const std::string& perms, const std::string& flags, bool writes) {
+    System system({.perms = perms, .flags = flags, .bytes = 8192, .entries = entries});
+    Registration r = range(0, 8192);
+    r.device_writes = writes;
+    const Audit a = system.audit_one(r, true);
+    const AuditFinding* const found = find(a, FindingKind::not_registrable);
+    if (found == nullptr) return std::string();
+    return std::string(found->flag);
+  };
+  CHECK(refused("rw-s", "rd wr sh mr mw me ms pf io de dd", true) == "VmFlags pf (VM_PFNMAP)");
+  CHECK(refused("rw-s", "rd wr sh mr mw me ms io", true) == "VmFlags io (VM_IO)");
+  CHECK(refused("rw-s", "rd wr sh mr mw me ms mm", true).empty());
+  CHECK(refused("r--p", "rd mr mw me", true) == "not writable");
+  CHECK(refused("r--p", "rd mr mw me", false).empty());
+  CHECK(refused("---p", "mr mw me", false) == "no access (PROT_NONE)");
+}
+
+TEST_CASE("registration: a device mapping that pagemap cannot show is refused, not unknown") {
+  System system(
+      {.perms = "rw-s", .flags = "rd wr sh mr mw me ms pf io", .bytes = 8192, .name = "/dev/uio0"});
+  const Audit a = system.audit_one(range(0, 8192));
+  CHECK(find(a, FindingKind::not_registrable));
+  CHECK_FALSE(find(a, FindingKind::unseen));
+  // Where the kernel does not register it, not seeing it is all that can be said.
+  Registration dpdk = range(0, 8192);
+  dpdk.through_kernel = false;
+  const Audit unseen = system.audit_one(dpdk);
+  CHECK(find(unseen, FindingKind::unseen));
+  CHECK(unseen.worst() == Severity::unknown);
+}
+
+TEST_CASE("registration: unknown is never clean") {
+  const std::vector<EntryRun> hidden = {{base, 2, mine, 0}};
+  System blind({.bytes = 8192,
+                .entries = hidden,
+                .manifest = "vmem-tree 1\npage_size 4096\npfn_access hidden\n"});
+  const Audit a = blind.audit_one(range(0, 8192));
+  CHECK(find(a, FindingKind::hidden));
+  CHECK(a.worst() == Severity::unknown);
+  CHECK_FALSE(a.complete);
+  CHECK(a.extents == 0);
+
+  const std::vector<EntryRun> entries = {{base, 2, mine | 0x100, 1}};
+  System no_flags({.flags = "", .bytes = 8192, .entries = entries});
+  CHECK(kinds(no_flags.audit_one(range(0, 8192))) == "flags-unknown:unknown");
+  System no_frames({.bytes = 8192, .entries = entries, .frames = {}});
+  CHECK(kinds(no_frames.audit_one(range(0, 8192))) == "frames-unknown:unknown");
+}
+
+TEST_CASE("registration: fragmentation against the ideal") {
+  // Every other frame, then 2 MiB in one run that starts where the address does not.
+  System system(
+      {.entries = {{base, 512, mine | 0x1000, 2}, {base + two_megabytes, 512, mine | 0x9001, 1}}});
+  const Audit scattered = system.audit_one(range(0, two_megabytes));
+  CHECK(scattered.extents == 512);
+  CHECK(scattered.largest_extent == 4096);
+  CHECK(scattered.best_page_size == 4096);
+  CHECK(scattered.entries == 512);
+  CHECK(scattered.ideal_entries == 1);
+  CHECK(kinds(scattered) == "fragmented:warning");
+  const Audit shifted = system.audit_one(range(two_megabytes, two_megabytes));
+  CHECK(shifted.extents == 1);
+  CHECK(shifted.best_page_size == 4096);
+  CHECK(shifted.entries == 512);
+  // With an IOVA of the same offset the run serves as one huge page.
+  Registration r = range(two_megabytes, two_megabytes);
+  r.iova_known = true;
+  r.iova = 0x9001 << 12;
+  CHECK(system.audit_one(r).best_page_size == 4096);  // 2 MiB, but not one aligned page
+  CHECK(system.audit_one(r).ideal_page_size == 4096);
+}
+
+TEST_CASE("registration: nodes") {
+  const std::map<std::string, std::string> files = {
+      {"sys/devices/system/memory/block_size_bytes", "8000000\n"},
+      {"sys/devices/system/node/online", "0-1\n"},
+      {"sys/devices/system/node/node0/memory0/online", "1\n"},
+      {"sys/devices/system/node/node1/memory1/online", "1\n"}};
+  System system({.bytes = 8192,
+                 .entries = {{base, 1, mine | 0x7fff, 0}, {base + 4096, 1, mine | 0x8000, 0}},
+                 .files = files});
+  Registration r = range(0, 8192);
+  r.node = 1;
+  const Audit a = system.audit_one(r);
+  CHECK(kinds(a) == "remote-node:warning spans-nodes:warning");
+  CHECK(a.nodes == std::vector<std::pair<unsigned, std::uint64_t>>{{0, 4096}, {1, 4096}});
+  CHECK(find(a, FindingKind::remote_node)->bytes == 4096);
+  CHECK(find(a, FindingKind::remote_node)->where.front().actual == 0);
+}
+
+TEST_CASE("registration: ZONE_MOVABLE by its span, and by the block where zones overlap") {
+  const std::string zones =
+      "Node 0, zone   Normal\n  pages free     1\n        spanned  65536\n  start_pfn:           "
+      "0\n"
+      "Node 0, zone  Movable\n  pages free     1\n        spanned  32768\n  start_pfn:           "
+      "32768\n";
+  const std::vector<EntryRun> entries = {{base, 1, mine | 0x7fff, 0},
+                                         {base + 4096, 1, mine | 0x8000, 0}};
+  System system({.bytes = 8192, .entries = entries, .files = {{"proc/zoneinfo", zones}}});
+  const Audit a = system.audit_one(range(0, 8192));
+  CHECK(kinds(a) == "movable:warning");
+  CHECK(find(a, FindingKind::movable)->bytes == 4096);
+  CHECK(find(a, FindingKind::movable)->where.front().pfn == Pfn{0x8000});
+  System overlap({.bytes = 8192,
+                  .entries = entries,
+                  .files = {{"proc/zoneinfo", zones},
+                            {"sys/devices/system/memory/block_size_bytes", "8000000\n"},
+                            {"sys/devices/system/memory/memory1/valid_zones", "Normal\n"}}});
+  CHECK(kinds(overlap.audit_one(range(0, 8192))) == "");
+  System cma({.bytes = 8192,
+              .entries = entries,
+              .files = {{"sys/kernel/debug/cma/reserved/base_pfn", "32768\n"},
+                        {"sys/kernel/debug/cma/reserved/count", "1\n"}}});
+  CHECK(kinds(cma.audit_one(range(0, 8192))) == "cma:warning");
+}
+
+TEST_CASE("registration: RLIMIT_MEMLOCK counts every registration, also the same again") {
+  const auto system = [](const std::string& limit, const std::string& capabilities,
+                         const std::string& pinned) {
+    Setup setup{.bytes = 16 * 4096, .entries = {{base, 16, mine | 0x100, 1}}};
+    setup.process_files = {
+        {"limits", "Limit    Soft Limit  Hard Limit  Units\nMax locked memory         " + limit +
+                       "                65536                bytes     \n"},
+        {"status",
+         "VmLck:\t       0 kB\nVmPin:\t      " + pinned + " kB\nCapEff:\t" + capabilities + "\n"}};
+    return setup;
+  };
+  const std::vector<Registration> three = {range(0, 4 * 4096), range(0, 4 * 4096), range(0, 1)};
+  System limited(system("32768", "0000000000000000", "0"));
+  auto audits = limited.audit_all(three);
+  CHECK(kinds(audits[0]) == "");
+  CHECK(kinds(audits[1]) == "");
+  CHECK(kinds(audits[2]) == "over-memlock:error");
+  CHECK(find(audits[2], FindingKind::over_memlock)->where.front().expected == 32768);
+  CHECK(find(audits[2], FindingKind::over_memlock)->where.front().actual == 36864);
+  // What is pinned already counts for what is planned.
+  System pinned(system("32768", "0000000000000000", "16"));
+  audits = pinned.audit_all({range(0, 4 * 4096), range(0, 4 * 4096)}, true);
+  CHECK(kinds(audits[0]) == "");
+  CHECK(kinds(audits[1]) == "over-memlock:error");
+  System root(system("32768", "0000000000004000", "0"));
+  CHECK(kinds(root.audit_all(three)[2]) == "");
+  System unlimited(system("unlimited", "0000000000000000", "0"));
+  CHECK(kinds(unlimited.audit_all(three)[2]) == "");
+  System silent({.bytes = 8192, .entries = {{base, 2, mine | 0x100, 1}}});
+  CHECK(kinds(silent.audit_one(range(0, 8192), true)) == "limits-unknown:unknown");
+}
+
+TEST_CASE("registration: many, in any order, overlapping, far apart: as each alone") {
+  Setup setup{.bytes = 64 << 20};
+  for (std::uint64_t page = 0; page < (64 << 20) / 4096; page += 3)
+    setup.entries.push_back({base + page * 4096, 2, mine | (0x1000 + page * 7 % 65536), 1});
+  setup.frames = {{.first = 0, .frames = 1 << 18, .flags = 0x1000}};
+  System system(setup);
+  std::vector<Registration> all;
+  std::uint64_t random = 12345;
+  for (int i = 0; i < 200; ++i) {
+    random = random * 6364136223846793005ULL + 1442695040888963407ULL;
+    all.push_back(range((random >> 33) % (60 << 20), 1 + (random >> 20) % 70000));
+  }
+  const auto together = system.audit_all(all);
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    const Audit alone = system.audit_one(all[i]);
+    CHECK(kinds(together[i]) == kinds(alone));
+    CHECK(together[i].resident_bytes == alone.resident_bytes);
+    CHECK(together[i].extents == alone.extents);
+    CHECK(together[i].complete == alone.complete);
+  }
+}
+
+TEST_CASE("registration: a finding keeps its first runs and the sum of all") {
+  Setup setup{.bytes = 64 * 4096};
+  for (std::uint64_t page = 0; page < 64; page += 2)
+    setup.entries.push_back({base + page * 4096, 1, mine | (0x100 + page), 0});
+  System system(setup);
+  const Audit a = system.audit_one(range(0, 64 * 4096));
+  const AuditFinding* const absent = find(a, FindingKind::not_resident);
+  REQUIRE(absent);
+  CHECK(absent->runs == 32);
+  CHECK(absent->bytes == 32 * 4096);
+  CHECK(absent->where.size() == AuditFinding::kept_runs);
+  CHECK(absent->where.back().bytes == 4096);
+}
+
+TEST_CASE("registration: an empty range is refused") {
+  System system({.bytes = 8192, .entries = {{base, 2, mine | 0x100, 1}}});
+  auto translator = open_translator(system.process(), Backend::pagemap);
+  REQUIRE(translator);
+  const std::vector<Registration> all = {range(0, 0)};
+  const auto audits = audit(system.process(), **translator, all, {});
+  REQUIRE_FALSE(audits);
+  CHECK(audits.error().code == Errc::invalid_argument);
+}
