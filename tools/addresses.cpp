@@ -2,7 +2,6 @@
 #include "addresses.hpp"
 
 #include <charconv>
-#include <optional>
 
 namespace vmem::tools {
 namespace {
@@ -16,7 +15,8 @@ std::optional<std::uint64_t> parse_hex(std::string_view text) {
   return value;
 }
 
-/// A size: decimal or 0x…, then K, M, G or T (powers of 1024).
+}  // namespace
+
 std::optional<std::uint64_t> parse_size(std::string_view text) {
   unsigned shift = 0;
   // In 0x…, no suffix letter is a hex digit, so there is no doubt.
@@ -52,8 +52,6 @@ std::optional<std::uint64_t> parse_size(std::string_view text) {
   if (value > (UINT64_MAX >> shift)) return {};
   return value << shift;
 }
-
-}  // namespace
 
 std::expected<AddressExpression, std::string> parse_address(std::string_view text) {
   using Form = AddressExpression::Form;

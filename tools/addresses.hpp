@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <expected>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -27,6 +28,9 @@ struct AddressExpression {
 
   friend bool operator==(const AddressExpression&, const AddressExpression&) = default;
 };
+
+/// A size in bytes: decimal or 0x…, then K, M, G or T (powers of 1024).
+std::optional<std::uint64_t> parse_size(std::string_view text);
 
 /// The error is a reason in words, without the text itself.
 std::expected<AddressExpression, std::string> parse_address(std::string_view text);

@@ -173,27 +173,38 @@ PhysAddr NumaMap::run_end(PhysAddr address) const {
   return after == spans_.end() ? PhysAddr{UINT64_MAX} : after->range.start;
 }
 
+Result<std::vector<PciBar>> read_pci_device(const SysRoot& root, const std::string& device) {
+  const std::string path = "sys/bus/pci/devices/" + device + "/resource";
+  const auto text = root.read_file(path.c_str(), 1 << 16);
+  if (!text) return std::unexpected(text.error());
+  std::vector<PciBar> lines;
+  for (std::string_view rest = *text; !rest.empty();) {
+    std::string_view line = take_line(rest);
+    const auto start = take_0x(line);
+    const auto last = take_0x(line);
+    const auto flags = take_0x(line);
+    if (!start || !last || !flags) return fail(Errc::malformed, "parsing", "/" + path);
+    PciBar bar{device, static_cast<unsigned>(lines.size()), {{*start}, {*start}}, *flags};
+    if (*last >= *start && *last != UINT64_MAX)
+      bar.range.end = {*last + 1};
+    else
+      bar.flags = 0;  // of no size
+    lines.push_back(std::move(bar));
+  }
+  return lines;
+}
+
 Result<std::vector<PciBar>> read_pci_bars(const SysRoot& root) {
   auto devices = root.list("sys/bus/pci/devices");
   if (!devices) return std::unexpected(std::move(devices.error()));
   std::ranges::sort(*devices);
   std::vector<PciBar> bars;
   for (const std::string& device : *devices) {
-    const std::string path = "sys/bus/pci/devices/" + device + "/resource";
-    const auto text = root.read_file(path.c_str(), 1 << 16);
-    if (!text) continue;  // unplugged meanwhile
-    unsigned index = 0;
-    for (std::string_view rest = *text; !rest.empty(); ++index) {
-      std::string_view line = take_line(rest);
-      const auto start = take_0x(line);
-      const auto last = take_0x(line);
-      const auto flags = take_0x(line);
-      if (!start || !last || !flags) return fail(Errc::malformed, "parsing", "/" + path);
-      // An unassigned BAR has no flags, or keeps its size at address 0 with
-      // IORESOURCE_UNSET set.
-      constexpr std::uint64_t unset = 0x20000000;
-      if (*flags == 0 || (*flags & unset) != 0 || *last < *start || *last == UINT64_MAX) continue;
-      bars.push_back({device, index, {{*start}, {*last + 1}}, *flags});
+    auto lines = read_pci_device(root, device);
+    if (!lines && lines.error().code == Errc::malformed) return lines;
+    if (!lines) continue;  // unplugged meanwhile
+    for (PciBar& bar : *lines) {
+      if (bar.is_assigned()) bars.push_back(std::move(bar));
     }
   }
   return bars;

@@ -71,7 +71,14 @@ struct PciBar {
   PaRange range;
   std::uint64_t flags = 0;  ///< IORESOURCE_* (include/linux/ioport.h)
   bool is_memory() const { return (flags & 0x200) != 0; }
+  bool is_64_bit() const { return (flags & 0x100000) != 0; }  ///< the next line is its upper half
+  /// An unassigned BAR has no flags, or keeps its size at address 0 with IORESOURCE_UNSET set.
+  bool is_assigned() const { return flags != 0 && (flags & 0x20000000) == 0; }
 };
+
+/// Every line of one device, unassigned ones among them. Errors: not_found, malformed.
+VMEM_EXPORT Result<std::vector<PciBar>> read_pci_device(const SysRoot& root,
+                                                        const std::string& device);
 
 /// Every assigned BAR of every device, by device and index. Unassigned ones are left out.
 VMEM_EXPORT Result<std::vector<PciBar>> read_pci_bars(const SysRoot& root);
@@ -79,9 +86,9 @@ VMEM_EXPORT Result<std::vector<PciBar>> read_pci_bars(const SysRoot& root);
 /// /sys/class/uio/uioN/maps/mapM
 struct UioMap {
   unsigned device = 0;  ///< N of /dev/uioN
-  unsigned index = 0;   ///< M
+  unsigned index = 0;  ///< M
   std::string name;
-  PaRange range;             ///< addr, addr + size
+  PaRange range;  ///< addr, addr + size
   std::uint64_t offset = 0;  ///< of the memory within the first page
 };
 

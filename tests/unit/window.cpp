@@ -1,0 +1,473 @@
+// SPDX-License-Identifier: MIT
+/// Every kind of finding, and when a check is unverified, on page tables of the test's making.
+#include "vmem/window.hpp"
+
+#include <functional>
+#include <sstream>
+
+#include "support/catch.hpp"
+#include "support/paged_memory.hpp"
+#include "support/recorded.hpp"
+
+using namespace vmem;
+using namespace vmem::test;
+
+namespace {
+
+constexpr std::uint64_t page = 4096;
+constexpr std::uint64_t va = 0x7f0000000000;
+constexpr std::uint64_t base = 0x90000000;
+
+/// One process: a device of 16 pages, another of 4, its heap; RAM, two nodes, a reserved hole.
+SystemModel machine() {
+  SystemModel system = one_process(
+      "5000000000-5000008000 rw-p 00000000 00:00 0                          [heap]\n"
+      "7f0000000000-7f0000010000 rw-s 00000000 00:05 10                     /dev/window1\n"
+      "7f0000100000-7f0000104000 rw-s 00002000 00:05 11                     /dev/window2\n"
+      "7f0000200000-7f0000204000 rw-p 00090000 00:05 12                     /dev/private\n");
+  system.processes[0].files["smaps"] =
+      "5000000000-5000008000 rw-p 00000000 00:00 0                          [heap]\n"
+      "VmFlags: rd wr mr mw me ac \n"
+      "7f0000000000-7f0000010000 rw-s 00000000 00:05 10                     /dev/window1\n"
+      "VmFlags: rd wr sh mr mw me ms pf io dc de dd \n"
+      "7f0000100000-7f0000104000 rw-s 00002000 00:05 11                     /dev/window2\n"
+      "VmFlags: rd wr sh mr mw me ms pf io dc de dd \n"
+      "7f0000200000-7f0000204000 rw-p 00090000 00:05 12                     /dev/private\n"
+      "VmFlags: rd wr mr mw me pf io dc de dd \n";
+  system.processes[0].files["mountinfo"] = "24 27 0:5 / /dev rw - devtmpfs devtmpfs rw\n";
+  system.files["proc/iomem"] =
+      "00001000-0009fbff : System RAM\n"
+      "00100000-8fffffff : System RAM\n"
+      "90000000-93ffffff : Reserved\n";
+  system.files["sys/devices/system/memory/block_size_bytes"] = "8000000\n";
+  system.files["sys/devices/system/node/node0/memory0"] = "";
+  system.files["sys/devices/system/node/node1/memory1"] = "";
+  return system;
+}
+
+const Recorded& tree() {
+  static const Recorded recorded{machine()};
+  return recorded;
+}
+
+/// Maps `pages` pages from `at` on to frames from `pa` on.
+void map(PagedMemory& memory, std::uint64_t at, std::uint64_t pages, std::uint64_t pa,
+         CacheAttribute cache = CacheAttribute::uc_minus) {
+  for (std::uint64_t i = 0; i < pages; ++i) {
+    memory.pages[at + i * page] = {
+        .state = PageState::resident, .pfn = pa / page + i, .cache = cache};
+  }
+}
+
+Check window_check(std::uint64_t pa, std::uint64_t bytes) {
+  Check check;
+  check.window = Window::literal({{pa}, {pa + bytes}}, PageSize{page});
+  return check;
+}
+
+std::string text(const Finding& f) {
+  std::ostringstream out;
+  out << to_string(f.kind) << std::hex << ' ' << f.va.value << '+' << f.bytes;
+  if (f.expected) out << " want " << f.expected->value;
+  if (f.actual) out << " is " << f.actual->value;
+  if (f.descends) out << " descending";
+  if (!f.detail.empty()) out << ": " << f.detail;
+  return out.str();
+}
+
+/// "pass 16/16", then the findings, one per line.
+std::string text(const CheckResult& result) {
+  std::ostringstream out;
+  out << to_string(result.verdict) << ' ' << result.pages_ok << '/' << result.pages_checked;
+  for (const Finding& f : result.findings) out << '\n' << text(f);
+  return out.str();
+}
+
+std::string judge(PagedMemory& memory, const Check& check, std::uint64_t at = va) {
+  const Process process = tree().process(1);
+  const auto vma = find_vma(process, {at});
+  REQUIRE(vma);
+  REQUIRE(*vma);
+  VmaInspector inspector{process};
+  WindowSources sources{tree().root()};
+  const MappingCheck one{&check, &**vma};
+  const auto results = check_mappings(process, memory, inspector, sources, {&one, 1}, {});
+  REQUIRE(results.size() == 1);
+  return text(results[0]);
+}
+
+/// The right mapping of /dev/window1, with something done to it.
+std::string with(
+    const std::function<void(PagedMemory&)>& change,
+    const std::function<void(Check&)>& change_check = [](Check&) {}) {
+  PagedMemory memory;
+  map(memory, va, 16, base);
+  change(memory);
+  Check check = window_check(base, 16 * page);
+  change_check(check);
+  return judge(memory, check);
+}
+
+PageModel& at(PagedMemory& memory, std::uint64_t index) { return memory.pages[va + index * page]; }
+
+}  // namespace
+
+TEST_CASE("a mapping in its place passes") {
+  CHECK(with([](PagedMemory&) {}) == "pass 16/16");
+  CHECK(with([](PagedMemory&) {},
+             [](Check& c) {
+               c.perms = "rw-s";
+               c.cache = *cache_set("uc");
+               c.leaf = PageSize{page};
+               c.flags = {"pf", "io", "!mm"};
+             }) == "pass 16/16");
+}
+
+TEST_CASE("frames in the wrong place") {
+  CHECK(with([](PagedMemory& m) { map(m, va, 16, base + page); }) ==
+        "fail 0/16\n"
+        "wrong-address 7f0000000000+f000 want 90000000 is 90001000\n"
+        "outside-window 7f000000f000+1000 want 9000f000 is 90010000");
+  CHECK(with([](PagedMemory& m) { std::swap(at(m, 1).pfn, at(m, 2).pfn); }) ==
+        "fail 14/16\n"
+        "wrong-address 7f0000001000+1000 want 90001000 is 90002000\n"
+        "wrong-address 7f0000002000+1000 want 90002000 is 90001000");
+  CHECK(with([](PagedMemory& m) { map(m, va, 16, 0xa0000000); }) ==
+        "fail 0/16\noutside-window 7f0000000000+10000 want 90000000 is a0000000");
+  CHECK(with([](PagedMemory& m) { map(m, va + 4 * page, 2, 0x1000000); }) ==
+        "fail 14/16\nnot-device 7f0000004000+2000 want 90004000 is 1000000");
+  CHECK(with([](PagedMemory& m) {
+          for (std::uint64_t i = 0; i < 16; ++i) at(m, i).pfn = base / page + 15 - i;
+        }) == "fail 0/16\nwrong-address 7f0000000000+10000 want 90000000 is 9000f000 descending");
+  // Frame 0 is a frame.
+  CHECK(with([](PagedMemory& m) { at(m, 3).pfn = 0; }) ==
+        "fail 15/16\noutside-window 7f0000003000+1000 want 90003000 is 0");
+}
+
+TEST_CASE("a run that begins inside and ends outside is cut at the border") {
+  PagedMemory memory;
+  map(memory, va, 16, base + 8 * page);
+  Check check = window_check(base, 16 * page);
+  check.scatter = true;
+  CHECK(judge(memory, check) == "fail 8/16\noutside-window 7f0000008000+8000 is 90010000");
+  map(memory, va, 16, 0x90000000 - 8 * page);
+  CHECK(judge(memory, check) == "fail 8/16\nnot-device 7f0000000000+8000 is 8fff8000");
+}
+
+TEST_CASE("a window that ends before the mapping does") {
+  PagedMemory memory;
+  map(memory, va, 16, base);
+  CHECK(judge(memory, window_check(base, 12 * page)) ==
+        "fail 12/16\noutside-window 7f000000c000+4000 is 9000c000: beyond the window's end");
+}
+
+TEST_CASE("holes") {
+  const auto hole = [](PagedMemory& m) { m.pages.erase(va + page); };
+  CHECK(with(hole) == "fail 15/16\nhole 7f0000001000+1000 want 90001000");
+  CHECK(with(hole, [](Check& c) { c.sparse = true; }) == "pass 15/15");
+  CHECK(with([](PagedMemory& m) {
+          at(m, 2).state = PageState::swapped;
+          at(m, 3).state = PageState::guard;
+        }) ==
+        "fail 14/16\n"
+        "hole 7f0000002000+1000 want 90002000: swapped\n"
+        "hole 7f0000003000+1000 want 90003000: guard");
+  // Nothing was seen in its place: that is no proof of anything.
+  CHECK(with([](PagedMemory& m) { m.pages.clear(); }, [](Check& c) { c.sparse = true; }) ==
+        "unverified 0/0\nunseen 7f0000000000+10000: no page of it is in memory");
+  CHECK(with([](PagedMemory& m) { m.pages.clear(); }) ==
+        "fail 0/16\nhole 7f0000000000+10000 want 90000000");
+}
+
+TEST_CASE("attributes") {
+  CHECK(with([](PagedMemory& m) { at(m, 5).cache = CacheAttribute::wb; },
+             [](Check& c) { c.cache = *cache_set("uc"); }) ==
+        "fail 15/16\n"
+        "wrong-cache 7f0000005000+1000 want 90005000 is 90005000: wb, not uc or uc-");
+  CHECK(with([](PagedMemory&) {}, [](Check& c) { c.cache = *cache_set("wc"); }) ==
+        "fail 0/16\n"
+        "wrong-cache 7f0000000000+10000 want 90000000 is 90000000: uc-, not wc");
+  CHECK(with([](PagedMemory& m) { at(m, 0).leaf_shift = 21; },
+             [](Check& c) { c.leaf = PageSize{page}; }) ==
+        "fail 15/16\n"
+        "wrong-leaf 7f0000000000+1000 want 90000000 is 90000000: 2M, not 4K");
+  CHECK(with([](PagedMemory&) {}, [](Check& c) { c.perms = "r--s"; }) ==
+        "fail 16/16\nwrong-perms 7f0000000000+10000: rw-s, not r--s");
+  CHECK(with([](PagedMemory&) {}, [](Check& c) { c.perms = "r?-s"; }) == "pass 16/16");
+  CHECK(with([](PagedMemory&) {}, [](Check& c) { c.flags = {"mm", "lo", "!pf"}; }) ==
+        "fail 16/16\n"
+        "wrong-flags 7f0000000000+10000: missing: mm lo\n"
+        "wrong-flags 7f0000000000+10000: unwanted: pf");
+}
+
+TEST_CASE("NUMA nodes") {
+  PagedMemory memory;
+  Check check;
+  check.node = 0;
+  map(memory, va, 16, 0x8000000 - 8 * page);  // nodes 0 and 1, half each
+  CHECK(judge(memory, check) ==
+        "fail 8/16\nwrong-node 7f0000008000+8000 is 8000000: node 1, not 0");
+  map(memory, va, 16, base);
+  CHECK(judge(memory, check) ==
+        "unverified 0/16\nunseen 7f0000000000+10000 is 90000000: its NUMA node is not known");
+}
+
+TEST_CASE("ram and any") {
+  PagedMemory memory;
+  map(memory, 0x5000000000, 8, 0x200000, CacheAttribute::wb);
+  memory.pages[0x5000003000].pfn = 0x9f;  // the last page of RAM that is not all RAM
+  const Process process = tree().process(1);
+  WindowSources sources{tree().root()};
+  const auto ram = sources.ram();
+  REQUIRE(ram);
+  Check check;
+  check.window = *ram;
+  CHECK(judge(memory, check, 0x5000000000) == "fail 7/8\noutside-window 5000003000+1000 is 9f000");
+  check.window = {};
+  CHECK(judge(memory, check, 0x5000000000) == "pass 8/8");
+}
+
+TEST_CASE("what is not seen is unverified") {
+  const std::pair<PageState, Reason> states[] = {{PageState::hidden, Reason::none},
+                                                 {PageState::unseen, Reason::pfnmap},
+                                                 {PageState::special, Reason::migration_or_device},
+                                                 {PageState::changed, Reason::vma_changed}};
+  for (const auto& [state, reason] : states) {
+    const auto change = [&](PagedMemory& m) {
+      at(m, 7) = {.state = state, .pfn = 0, .reason = reason};
+    };
+    CAPTURE(to_string(state));
+    const std::string kind = state == PageState::changed ? "changed" : "unseen";
+    CHECK(with(change).starts_with("unverified 15/15\n" + kind + " 7f0000007000+1000: "));
+    for (const bool any : {false, true}) {
+      const std::string said = with(change, [&](Check& c) {
+        c.sparse = true;
+        if (any) c.window = {};
+      });
+      CHECK(said.starts_with("unverified"));
+    }
+    // A page that is wrong is a failure all the same.
+    CHECK(with([&](PagedMemory& m) {
+            change(m);
+            at(m, 1).pfn = 0xffff;
+          }).starts_with("fail 14/15"));
+  }
+}
+
+TEST_CASE("attributes that nobody tells are unverified") {
+  const auto untold = [](PagedMemory& m) {
+    for (auto& [_, model] : m.pages) {
+      model.tells_pte = false;
+      model.leaf_shift = 0;
+    }
+  };
+  CHECK(with(untold) == "pass 16/16");
+  CHECK(with(untold, [](Check& c) { c.cache = *cache_set("uc"); }).starts_with("unverified 0/16"));
+  CHECK(with(untold, [](Check& c) { c.leaf = PageSize{page}; }).starts_with("unverified 0/16"));
+}
+
+TEST_CASE("where a mapping begins") {
+  PagedMemory memory;
+  // By its file offset.
+  map(memory, 0x7f0000100000, 4, base + 2 * page);
+  CHECK(judge(memory, window_check(base, 16 * page), 0x7f0000100000) == "pass 4/4");
+  Check check = window_check(base, 16 * page);
+  check.offset = 0;
+  CHECK(judge(memory, check, 0x7f0000100000) ==
+        "fail 0/4\nwrong-address 7f0000100000+4000 want 90000000 is 90002000");
+  check.offset = 2 * page;
+  CHECK(judge(memory, check, 0x7f0000100000) == "pass 4/4");
+  check.offset = UINT64_MAX - page + 1;
+  CHECK(judge(memory, check, 0x7f0000100000).starts_with("fail 0/4"));
+  check.offset = 1;
+  CHECK(judge(memory, check, 0x7f0000100000).starts_with("unverified 0/0"));
+  // The kernel has put the first PFN in place of a private mapping's.
+  map(memory, 0x7f0000200000, 4, base);
+  CHECK(judge(memory, window_check(base, 4 * page), 0x7f0000200000).starts_with("unverified 0/0"));
+  check.offset = 0;
+  CHECK(judge(memory, check, 0x7f0000200000) == "pass 4/4");
+}
+
+TEST_CASE("a window of several ranges counts through them") {
+  Check check;
+  check.window.kind = Window::Kind::physical;
+  check.window.ranges = {{{0xa0000000}, {0xa0002000}}, {{0xb0000000}, {0xb0010000}}};
+  PagedMemory memory;
+  map(memory, va, 2, 0xa0000000);
+  map(memory, va + 2 * page, 14, 0xb0000000);
+  CHECK(judge(memory, check) == "pass 16/16");
+  map(memory, va, 16, 0xa0000000);
+  CHECK(judge(memory, check) ==
+        "fail 2/16\noutside-window 7f0000002000+e000 want b0000000 is a0002000");
+}
+
+TEST_CASE("a mismatch is read again before it is reported") {
+  const auto judged = [](void (*before)(PagedMemory&, unsigned)) {
+    PagedMemory memory;
+    map(memory, va, 16, base);
+    memory.before_walk = before;
+    return judge(memory, window_check(base, 16 * page));
+  };
+  // Wrong once, right then: it moved.
+  CHECK(judged([](PagedMemory& m, unsigned walk) {
+          at(m, 1).pfn = base / page + (walk == 0 ? 5 : 1);
+        }) ==
+        "unverified 16/16\nchanged 7f0000001000+1000 want 90001000 is 90005000: "
+        "was not the same when it was read again: wrong-address before");
+  // A page that came meanwhile is no contradiction.
+  CHECK(judged([](PagedMemory& m, unsigned walk) {
+          at(m, 1).state = walk == 0 ? PageState::absent : PageState::resident;
+        }) == "pass 16/16");
+  // Wrong in another way each time.
+  CHECK(judged([](PagedMemory& m, unsigned walk) {
+          at(m, 1).pfn = 0x100000 + walk;
+        }).starts_with("fail 15/16"));
+  // Right mappings are read once.
+  PagedMemory memory;
+  map(memory, va, 16, base);
+  judge(memory, window_check(base, 16 * page));
+  CHECK(memory.walks == 1);
+  at(memory, 1).pfn = 7;
+  judge(memory, window_check(base, 16 * page));
+  CHECK(memory.walks == 3);
+}
+
+TEST_CASE("a mapping that is another one by now") {
+  const Process process = tree().process(1);
+  VmaInspector inspector{process};
+  WindowSources sources{tree().root()};
+  auto vma = find_vma(process, {va});
+  REQUIRE(vma);
+  Vma before = **vma;
+  before.inode = 99;
+  PagedMemory memory;
+  map(memory, va, 16, base);
+  const Check check = window_check(base, 16 * page);
+  MappingCheck one{&check, &before};
+  auto results = check_mappings(process, memory, inspector, sources, {&one, 1}, {});
+  CHECK(text(results[0]) ==
+        "unverified 0/0\nchanged 7f0000000000+10000: the mapping changed while it was read");
+  // Gone, in part or in whole.
+  before = **vma;
+  before.range = {{va + 0x8000}, {va + 0x18000}};
+  results = check_mappings(process, memory, inspector, sources, {&one, 1}, {});
+  CHECK(results[0].verdict == Verdict::unverified);
+  before.range = {{0x1000}, {0x5000}};
+  results = check_mappings(process, memory, inspector, sources, {&one, 1}, {});
+  CHECK(text(results[0]) ==
+        "unverified 0/0\nchanged 1000+4000: the mapping changed while it was read");
+}
+
+TEST_CASE("an error of the source is unverified") {
+  class Failing : public PagedMemory {
+   public:
+    explicit Failing(Errc errc) : code(errc) {}
+    Result<void> walk(VaRange range, const WalkOptions&, ExtentSink sink) override {
+      Extent first{.va = range.start, .bytes = page, .state = PageState::resident};
+      first.pfn = {base / page};
+      sink(first);
+      return std::unexpected(Error{.code = code, .what = "reading", .path = {}});
+    }
+    Errc code;
+  };
+  for (const auto& [code, kind] :
+       {std::pair{Errc::process_changed, "changed"}, std::pair{Errc::io, "unseen"},
+        std::pair{Errc::malformed, "unseen"}}) {
+    Failing memory{code};
+    const std::string said = judge(memory, window_check(base, 16 * page));
+    CAPTURE(said);
+    CHECK(said.starts_with("unverified"));
+    CHECK(said.find(kind) != std::string::npos);
+  }
+}
+
+TEST_CASE("several mappings and checks at once") {
+  const Process process = tree().process(1);
+  VmaInspector inspector{process};
+  WindowSources sources{tree().root()};
+  const auto vmas = read_vmas(process);
+  REQUIRE(vmas);
+  PagedMemory memory;
+  map(memory, va, 16, base);
+  map(memory, 0x7f0000100000, 4, base + 2 * page, CacheAttribute::wc);
+  const Check right = window_check(base, 16 * page);
+  const Check wrong = window_check(base + page, 16 * page);
+  Check any;
+  any.sparse = true;
+  const std::vector<MappingCheck> all{
+      {&any, &(*vmas)[0]}, {&right, &(*vmas)[1]}, {&wrong, &(*vmas)[1]}, {&right, &(*vmas)[2]}};
+  auto results = check_mappings(process, memory, inspector, sources, all, {});
+  REQUIRE(results.size() == 4);
+  CHECK(text(results[0]) == "pass 0/0");
+  CHECK(text(results[1]) == "pass 16/16");
+  CHECK(text(results[2]) ==
+        "fail 0/16\n"
+        "outside-window 7f0000000000+1000 want 90001000 is 90000000\n"
+        "wrong-address 7f0000001000+f000 want 90002000 is 90001000");
+  CHECK(text(results[3]) == "pass 4/4");
+  // Two of them give the same frames different attributes.
+  std::vector<ResultOf> of;
+  for (std::size_t i = 0; i < all.size(); ++i) of.push_back({&results[i], 7, all[i].vma->range});
+  find_overlaps(of);
+  CHECK(text(results[1]) ==
+        "fail 16/16\noverlap 7f0000002000+4000 is 90002000: uc-, but wc in process 7 at "
+        "0x7f0000100000");
+  CHECK(text(results[3]) ==
+        "fail 4/4\noverlap 7f0000100000+4000 is 90002000: wc, but uc- in process 7 at "
+        "0x7f0000002000");
+  CHECK(text(results[0]) == "pass 0/0");
+}
+
+TEST_CASE("overlaps: uncached kinds agree, and each of many mappings is told") {
+  std::vector<CheckResult> results(4);
+  for (CheckResult& r : results) r.verdict = Verdict::pass;
+  results[0].cached = {{{{0x1000}, {0x9000}}, {0x100000}, CacheAttribute::uc}};
+  results[1].cached = {{{{0x1000}, {0x2000}}, {0x200000}, CacheAttribute::uc_minus}};
+  results[2].cached = {{{{0x9000}, {0xa000}}, {0x300000}, CacheAttribute::wb}};
+  results[3].cached = {{{{0x0000}, {0x1000}}, {0x400000}, CacheAttribute::wb}};
+  std::vector<ResultOf> of;
+  for (CheckResult& r : results) of.push_back({&r, 1, {}});
+  find_overlaps(of);
+  for (const CheckResult& r : results) CHECK(r.verdict == Verdict::pass);
+  // One page of write-back in the middle meets both of those below.
+  results[1].cached[0].range = {{0x1000}, {0x8000}};
+  results[2].cached[0].range = {{0x4000}, {0x5000}};
+  find_overlaps(of);
+  CHECK(text(results[0]) ==
+        "fail 0/0\noverlap 103000+1000 is 4000: uc, but wb in process 1 at 0x300000");
+  CHECK(text(results[1]) ==
+        "fail 0/0\noverlap 203000+1000 is 4000: uc-, but wb in process 1 at 0x300000");
+  CHECK(text(results[2]) ==
+        "fail 0/0\noverlap 300000+1000 is 4000: wb, but uc in process 1 at 0x103000");
+  CHECK(results[3].verdict == Verdict::pass);
+}
+
+TEST_CASE("findings have a bound, and what is beyond it is counted") {
+  std::string maps =
+      "100000000000-110000000000 rw-s 00000000 00:05 10                     /dev/big\n";
+  const Recorded recorded{one_process(maps)};
+  const Process process = recorded.process(1);
+  VmaInspector inspector{process};
+  WindowSources sources{recorded.root()};
+  const auto vmas = read_vmas(process);
+  REQUIRE(vmas);
+  PagedMemory memory;
+  // Every other page is missing.
+  for (std::uint64_t i = 0; i < 3 * most_findings; ++i) {
+    Extent e{.va = {0x100000000000 + i * page}, .bytes = page, .state = PageState::absent};
+    if (i % 2 == 0) {
+      e.state = PageState::resident;
+      e.pfn = {base / page + i};
+    }
+    memory.runs.push_back(e);
+  }
+  const VirtAddr end = memory.runs.back().end();
+  memory.runs.push_back(
+      {.va = end, .bytes = VirtAddr{0x110000000000} - end, .state = PageState::absent});
+  const Check check = window_check(base, std::uint64_t{1} << 44);
+  const MappingCheck one{&check, &(*vmas)[0]};
+  const auto results = check_mappings(process, memory, inspector, sources, {&one, 1}, {});
+  CHECK(results[0].findings.size() == most_findings);
+  CHECK(results[0].more_findings == most_findings / 2 + 1);  // and the rest of the mapping
+  CHECK(results[0].pages_ok == 3 * most_findings / 2);
+}
