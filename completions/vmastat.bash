@@ -3,7 +3,7 @@
 # bash completion of vmastat(1). It needs nothing beyond bash.
 
 # scripts/check-options compares these lists with --help.
-_vmastat_options='--by -a --all --sort --top -p --pages --tree --watch --count --threads -n --name --sysroot --backend -J --json --bytes
+_vmastat_options='--by -a --all --sort --top -p --pages --tree --map --html --openmetrics --watch --count --threads -n --name --sysroot --backend -J --json --bytes
   --noheadings --color -o --output -V --version -h --help'
 _vmastat_columns='pid comm start end perms offset dev inode class kind vmas size mapped rss drss pss uss shared swap dswap hugetlb device
   ddevice uncounted guard special unseen pte pmd pud leaf extents largest runs nodes zero ksm dirty referenced active mlocked
@@ -66,7 +66,7 @@ _vmastat() {
     fi
     [[ $only_operands ]] || case $word in
       --) only_operands=1; continue ;;
-      --sysroot | --backend | --color | --output | --watch | --count | --threads | --name | --by | --sort | --top) expect=${word#--}; continue ;;
+      --sysroot | --backend | --color | --output | --watch | --count | --threads | --name | --by | --sort | --top | --html) expect=${word#--}; continue ;;
       -n?* | -o?*) continue ;;
       -n | -[!-]*n) expect=name; continue ;;
       -o | -[!-]*o) expect=output; continue ;;
@@ -89,6 +89,10 @@ _vmastat() {
     sort)
       # shellcheck disable=SC2086 # a list of words
       _vmastat_match "$cur" "$quote" < <(printf '%s\n' $_vmastat_columns)
+      return ;;
+    html)
+      compopt -o filenames 2>/dev/null
+      mapfile -t COMPREPLY < <(compgen -f -- "$cur")
       return ;;
     watch | count | top) return ;;
     name) _vmastat_match "$cur" "$quote" < <(_vmastat_comms "${sysroot%/}"); return ;;

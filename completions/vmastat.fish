@@ -33,7 +33,7 @@ function __vmastat_parse
                 set expect sysroot
             case -n --name
                 set expect name
-            case -o --output --backend --color --watch --count --threads --by --sort --top
+            case -o --output --backend --color --watch --count --threads --by --sort --top --html
                 set expect other
             case '-*'
             case '*'
@@ -72,6 +72,9 @@ complete -c vmastat -l sort -x -a '$__vmastat_columns' -d 'Sort by this column'
 complete -c vmastat -l top -x -d 'Print only the first N rows'
 complete -c vmastat -s p -l pages -d 'Add columns from the flags of frames'
 complete -c vmastat -l tree -d 'The mappings of each file below it'
+complete -c vmastat -l map -d 'Draw the address space'
+complete -c vmastat -l html -x -a '(__fish_complete_path)' -d 'Write a report with pictures'
+complete -c vmastat -l openmetrics -d 'Metrics for the node exporter'
 complete -c vmastat -l watch -x -d 'Look again every SECONDS'
 complete -c vmastat -l count -x -d 'With --watch: stop after N looks'
 complete -c vmastat -l threads -x -a '1 2' -d 'Threads for long walks'

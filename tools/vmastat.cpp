@@ -27,6 +27,11 @@ int run(int argc, char** argv) {
   app.add_flag("-p,--pages", options.pages, "Add columns from the flags of each page frame");
   CLI::Option* const tree =
       app.add_flag("--tree", options.tree, "The mappings of each file below it");
+  app.add_flag("--map", options.map, "Draw the address space, one cell for each block");
+  app.add_option("--html", options.html, "Write a report with pictures into FILE")
+      ->type_name("FILE");
+  app.add_flag("--openmetrics", options.openmetrics,
+               "Metrics for the node exporter's textfile collector");
   CLI::Option* const watch =
       app.add_option("--watch", options.watch, "Look again every SECONDS; show what changed")
           ->type_name("SECONDS")
@@ -48,7 +53,8 @@ int run(int argc, char** argv) {
              "  vmastat --by kind --sort rss 1234   where the memory is\n"
              "  vmastat -a --by process --sort pss --top 10\n"
              "  vmastat --by file -o device,rss,name -n testpmd\n"
-             "  vmastat -J --pages 1234             everything, with frame flags, as JSON");
+             "  vmastat -J --pages 1234             everything, with frame flags, as JSON\n"
+             "  vmastat --html report.html 1234     to look at in a browser");
   const auto words = parse_command_line(app, "vmastat", "TARGET...", argc, argv);
   if (!words) return words.error();
   return run_vmastat(options, *words);

@@ -1,17 +1,22 @@
 // SPDX-License-Identifier: MIT
 #include "vmastat_session.hpp"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdio>
+#include <cstring>
 #include <ctime>
 #include <map>
 #include <utility>
 
 #include "targets.hpp"
 #include "vma_json.hpp"
+#include "vmastat_report.hpp"
 
 namespace vmem::tools {
 namespace {
@@ -45,7 +50,8 @@ class Vmastat {
         grouped_(options.by != "vma"),
         held_(grouped_ || options.tree || options.top || sort || options.watch),
         sort_(sort),
-        sharing_(options.json || needs_sharing(columns) || sort_needs(needs_sharing)),
+        sharing_(options.json || options.openmetrics || !options.html.empty() ||
+                 needs_sharing(columns) || sort_needs(needs_sharing)),
         frames_(options.pages || needs_frames(columns) || sort_needs(needs_frames)),
         table_(out_, root.page_size(), std::move(columns), options.bytes, use_color(options.color)),
         reader_(StatsReader::open(root, {.sharing = sharing_,
@@ -56,7 +62,15 @@ class Vmastat {
 
   int run() {
     if (const Error* error = reader_.frames_error()) fail(*error);
-    if (options_.watch)
+    if (options_.openmetrics)
+      report_ = openmetrics_report(out_);
+    else if (options_.map)
+      report_ = map_report(out_, root_, terminal_width(), use_color(options_.color));
+    else if (!options_.html.empty())
+      report_ = html_report(html_, root_);
+    if (report_)
+      look_at_all();
+    else if (options_.watch)
       watch();
     else
       look();
@@ -82,7 +96,8 @@ class Vmastat {
   }
 
   int end() {
-    const std::uint16_t asked = options_.json ? unknown_sum::all : shown_sums(table_.columns());
+    const std::uint16_t asked =
+        options_.json || report_ ? unknown_sum::all : shown_sums(table_.columns());
     const bool recorded = root_.recorded();
     if (hidden_ && (unknown_ & asked) != 0) {
       if (recorded)
@@ -107,6 +122,50 @@ class Vmastat {
     const Status status = finish_output(out_, status_, messages_);
     if (interrupted()) end_by_signal();
     return static_cast<int>(status);
+  }
+
+  // ---- reports
+
+  static unsigned terminal_width() {
+    winsize size{};
+    if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col != 0) return size.ws_col;
+    return 80;
+  }
+
+  void look_at_all() {
+    for (const pid_t pid : pids_) {
+      if (stopped()) return;
+      look_at(pid);
+    }
+    if (stopped() || processes_ == 0) return;
+    report_->finish(refused_);
+    if (!options_.html.empty()) write_html();
+  }
+
+  /// Whole or not at all: beside the file, and then in its place.
+  void write_html() {
+    const auto failed = [&](const char* what) {
+      fail(fmt::format("{}: {}: {}", what, options_.html, std::strerror(errno)));
+    };
+    struct stat status{};
+    // What is no regular file (/dev/stdout) cannot be replaced.
+    const bool in_place = stat(options_.html.c_str(), &status) == 0 && !S_ISREG(status.st_mode);
+    const std::string part = in_place ? options_.html : options_.html + ".part";
+    const int fd = open(part.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
+    if (fd < 0) return failed("opening");
+    for (std::string_view rest = html_; !rest.empty();) {
+      const ssize_t n = write(fd, rest.data(), rest.size());
+      if (n < 0 && errno == EINTR && !interrupted()) continue;
+      if (n <= 0) {
+        failed("writing");
+        close(fd);
+        if (!in_place) unlink(part.c_str());
+        return;
+      }
+      rest.remove_prefix(static_cast<std::size_t>(n));
+    }
+    if (close(fd) != 0) return failed("writing");
+    if (!in_place && std::rename(part.c_str(), options_.html.c_str()) != 0) failed("renaming to");
   }
 
   // ---- one look at everything
@@ -153,25 +212,39 @@ class Vmastat {
     if (!translator) return refused(translator.error());
     VmaInspector inspector{*process};
     if (options_.json && !begun_) begin_json(*process, **translator);
-    begin_process(*process);
+    if (report_)
+      report_->begin(*process);
+    else
+      begin_process(*process);
     MemorySums sums;
     Progress progress{"vmastat"};
-    auto read = reader_.read(*process, **translator, inspector, [&](const VmaStats& stats) {
+    const auto extent = [&](const Vma* vma, const Extent& e) {
+      if (vma != nullptr) report_->extent(*vma, e);
+      return true;
+    };
+    const VmaExtentSink extents{extent};
+    const auto vma = [&](const VmaStats& stats) {
       progress.at(stats.vma.range.start);
       sums.add(stats.sums);
       hidden_ = hidden_ || stats.sums.hidden != 0;
       changed_ = changed_ || stats.sums.changed != 0;
       unknown_ |= stats.sums.unknown;
-      if (grouped_)
+      if (report_)
+        report_->vma(stats);
+      else if (grouped_)
         add_to_group(*process, stats);
       else
         add_vma(*process, inspector, stats);
       return !stopped();
-    });
+    };
+    auto read = reader_.read(*process, **translator, inspector, vma, report_ ? &extents : nullptr);
     ++processes_;
     total_.add(sums);
     if (!read) refused(read.error());
-    end_process(*process, sums);
+    if (report_)
+      report_->end(sums, read.has_value());
+    else
+      end_process(*process, sums);
   }
 
   void begin_json(const Process& process, Translator& translator) {
@@ -507,6 +580,8 @@ class Vmastat {
   Output out_{interrupted};
   StatTable table_;
   StatsReader reader_;
+  std::unique_ptr<StatReport> report_;  ///< in place of tables and JSON
+  std::string html_;
   MemorySums total_;
   std::vector<HeldRow> rows_;
   std::map<std::string, std::size_t> groups_;  ///< index into rows_
@@ -557,6 +632,15 @@ int run_vmastat(const StatOptions& options, const std::vector<std::string>& word
     return usage("--all takes no TARGET", "see --help");
   if (options.tree && options.by != "vma")
     return usage("--tree and --by do not go together", "see --help");
+  const int forms = (options.json ? 1 : 0) + (options.openmetrics ? 1 : 0) + (options.map ? 1 : 0) +
+                    (options.html.empty() ? 0 : 1);
+  const bool reports = options.openmetrics || options.map || !options.html.empty();
+  if (forms > 1 || (reports && (options.watch || options.tree || options.by != "vma" ||
+                                !options.sort.empty() || options.top || !options.columns.empty())))
+    return usage(
+        "--json, --openmetrics, --map and --html stand alone, without --watch, --tree, "
+        "--by, --sort, --top and --output",
+        "see --help");
   if (options.tree && options.json) return usage("--tree is not for --json", "use --by file");
   std::optional<StatColumn> sort;
   const std::string known = "columns: " + stat_column_names();

@@ -20,6 +20,9 @@ struct StatOptions : CommonOptions {
   bool tree = false;
   std::optional<double> watch;  ///< seconds
   std::uint64_t count = 0;      ///< looks; 0: no end
+  bool openmetrics = false;
+  bool map = false;
+  std::string html;             ///< the file to write; empty: none
   unsigned threads = 0;         ///< 0: as there are CPUs, 2 at most
 };
 

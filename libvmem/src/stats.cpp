@@ -617,7 +617,8 @@ const Error* StatsReader::frames_error() const {
 }
 
 Result<void> StatsReader::read(const Process& process, Translator& translator,
-                               VmaInspector& inspector, FunctionRef<bool(const VmaStats&)> sink) {
+                               VmaInspector& inspector, FunctionRef<bool(const VmaStats&)> sink,
+                               const VmaExtentSink* extents) {
   const StatsOptions& options = state_->options;
   Summing<State> summing{*state_, translator, inspector, sink};
   bool more = true;
@@ -629,7 +630,9 @@ Result<void> StatsReader::read(const Process& process, Translator& translator,
                                .kernel_mappings = false,
                                .stop = options.stop},
                               [&](const Vma* vma, const Extent& extent) {
-                                return more = vma == nullptr || summing.extent(*vma, extent);
+                                if (extents != nullptr) more = (*extents)(vma, extent);
+                                return more =
+                                           more && (vma == nullptr || summing.extent(*vma, extent));
                               });
   if (more && !(options.stop != nullptr && options.stop())) summing.finish();
   if (auto result = summing.result(); !result) return result;

@@ -18,7 +18,7 @@ class Outcome:
     """What was compared, and what was wrong."""
 
     def __init__(self):
-        self.vmas = self.pages = self.resident = self.addresses = self.moved = 0
+        self.vmas = self.pages = self.resident = self.addresses = self.summed = self.moved = 0
         self.wrong = 0
         self.classes = {}
         self.examples = []
@@ -29,7 +29,8 @@ class Outcome:
             self.examples.append(text)
 
     def add(self, other):
-        for name in ("vmas", "pages", "resident", "addresses", "moved", "wrong"):
+        for name in ("vmas", "pages", "resident", "addresses", "summed", "moved",
+                     "wrong"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name, count in other.classes.items():
             self.classes[name] = self.classes.get(name, 0) + count
@@ -37,7 +38,8 @@ class Outcome:
 
 
 def run_vtop(vtop, *arguments):
-    done = subprocess.run([vtop, *map(str, arguments)], stdin=subprocess.DEVNULL,
+    # From pagemap, as the plain reader has it: page tables see more.
+    done = subprocess.run([vtop, "--backend", "pagemap", *map(str, arguments)], stdin=subprocess.DEVNULL,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120)
     return done.returncode, done.stdout, done.stderr.decode(errors="replace").strip()
 
@@ -184,7 +186,7 @@ def compare_addresses(vtop, reader, pid, vmas, runs, count, seed):
 
 def compare_batch(outcome, vtop, reader, pid, runs, picked):
     """The same addresses through stdin: one document a line, in the order asked."""
-    done = subprocess.run([vtop, "-J", str(pid), "-"], stdout=subprocess.PIPE,
+    done = subprocess.run([vtop, "--backend", "pagemap", "-J", str(pid), "-"], stdout=subprocess.PIPE,
                           stderr=subprocess.DEVNULL, timeout=120,
                           input="".join(f"{a:x}\n" for a, _ in picked).encode(), check=False)
     lines = done.stdout.decode().splitlines()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""run.py --vtop PATH --build-dir DIR --dir TEMP [--only NAME]: called by scripts/real-programs."""
+"""run.py --vtop PATH --vmastat PATH --plain PATH --memory-kinds PATH --dir TEMP [--only NAME]: called by scripts/real-programs."""
 
 import argparse
 import os
@@ -11,6 +11,7 @@ import time
 import compare
 import process_tree
 import programs
+import stats
 
 HUGE_PAGES = "/proc/sys/vm/nr_hugepages"
 
@@ -56,6 +57,10 @@ def check(arguments, name, start, huge_pages):
             count //= 4
         outcome.add(compare.compare_addresses(arguments.vtop, arguments.plain, pid, vmas, runs,
                                               count, seed=index))
+        sums = stats.compare_process(arguments.vmastat, pid)
+        outcome.summed, outcome.wrong = sums.vmas, outcome.wrong + sums.wrong
+        outcome.moved += sums.moved
+        outcome.examples += sums.examples
         outcome.examples = [f"{process_tree.comm(pid)} {pid}: {e}" for e in outcome.examples]
         total.add(outcome)
     return len(pids), total
@@ -63,7 +68,7 @@ def check(arguments, name, start, huge_pages):
 
 def main():
     parser = argparse.ArgumentParser()
-    for option in ("vtop", "plain", "memory-kinds", "dir"):
+    for option in ("vtop", "vmastat", "plain", "memory-kinds", "dir"):
         parser.add_argument("--" + option, required=True)
     parser.add_argument("--only", action="append", help="programs whose name begins so")
     parser.add_argument("--addresses", type=int, default=300)
@@ -88,7 +93,7 @@ def main():
             detail = getattr(reason, "stderr", None) or b""
             print(f"{'FAILED' if required else 'SKIPPED'}: {name}: {reason} "
                   f"{detail.decode(errors='replace')[-500:]}", file=sys.stderr, flush=True)
-            rows.append((name, "-", "-", "-", "-", "-", "-", "failed" if required else "skipped"))
+            rows.append((name, "-", "-", "-", "-", "-", "-", "-", "failed" if required else "skipped"))
             failed = failed or required
             continue
         finally:
@@ -99,12 +104,12 @@ def main():
             print(f"MISMATCH: {name}: nothing resident was compared", file=sys.stderr)
         failed = failed or outcome.wrong != 0 or outcome.resident == 0
         rows.append((name, processes, outcome.vmas, outcome.pages, outcome.resident,
-                     outcome.addresses, outcome.moved, outcome.wrong))
+                     outcome.addresses, outcome.summed, outcome.moved, outcome.wrong))
         print(f"{name}: {time.monotonic() - began:.0f} s, classes {outcome.classes}",
               file=sys.stderr, flush=True)
 
-    heads = ("program", "processes", "VMAs", "pages compared", "resident", "addresses", "moved",
-             "mismatches")
+    heads = ("program", "processes", "VMAs", "pages compared", "resident", "addresses",
+             "VMAs summed", "moved", "mismatches")
     table = [heads] + [tuple(f"{c:,}" if isinstance(c, int) else c for c in r) for r in rows]
     widths = [max(len(str(r[i])) for r in table) for i in range(len(heads))]
     for row in table:

@@ -130,8 +130,10 @@ class VMEM_EXPORT StatsReader {
   /// swap, and rss, pss, uss where PFNs are hidden. A VMA that is split or merged meanwhile comes
   /// in the parts in which it was seen; what kept moving is in `changed`, and its sums are unknown.
   /// Errors: as translate_all(); what the sink got until then is right.
+  /// `extents`, if given, gets every extent before the VMA's sums.
   Result<void> read(const Process& process, Translator& translator, VmaInspector& inspector,
-                    FunctionRef<bool(const VmaStats&)> sink);
+                    FunctionRef<bool(const VmaStats&)> sink,
+                    const VmaExtentSink* extents = nullptr);
 
  private:
   struct State;
