@@ -355,8 +355,9 @@ std::string instance_json(const Instance& instance, const DpdkMemory& memory, pi
 void drop_segments_findings(std::vector<Audit>& zones) {
   for (Audit& zone : zones) {
     std::erase_if(zone.findings, [](const AuditFinding& f) {
-      return f.kind != FindingKind::iova_mismatch && f.kind != FindingKind::not_resident &&
-             f.kind != FindingKind::unmapped && f.kind != FindingKind::hidden;
+      return f.kind != AuditFindingKind::iova_mismatch &&
+             f.kind != AuditFindingKind::not_resident && f.kind != AuditFindingKind::unmapped &&
+             f.kind != AuditFindingKind::hidden;
     });
   }
 }

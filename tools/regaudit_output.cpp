@@ -390,8 +390,9 @@ std::string_view verdict_of(const Audit& audit) {
 }
 
 std::string detail_of(const AuditFinding& f, bool bytes) {
-  const bool sizes = f.kind == FindingKind::over_memlock;
-  const bool plain = f.kind == FindingKind::remote_node || f.kind == FindingKind::fragmented;
+  const bool sizes = f.kind == AuditFindingKind::over_memlock;
+  const bool plain =
+      f.kind == AuditFindingKind::remote_node || f.kind == AuditFindingKind::fragmented;
   const auto number = [&](std::uint64_t value) {
     return sizes ? human_size(value, bytes) : plain ? std::to_string(value) : hex(value);
   };
@@ -402,9 +403,9 @@ std::string detail_of(const AuditFinding& f, bool bytes) {
                         human_size(e.bytes, bytes));
     if (e.pfn) text += fmt::format(" (PFN {:#x})", e.pfn->value);
     const char *expected = "expected", *actual = "is";
-    if (f.kind == FindingKind::iova_mismatch) expected = "iova", actual = "memory is at";
-    if (f.kind == FindingKind::over_memlock) expected = "limit", actual = "it takes";
-    if (f.kind == FindingKind::fragmented) expected = "ideal", actual = "entries";
+    if (f.kind == AuditFindingKind::iova_mismatch) expected = "iova", actual = "memory is at";
+    if (f.kind == AuditFindingKind::over_memlock) expected = "limit", actual = "it takes";
+    if (f.kind == AuditFindingKind::fragmented) expected = "ideal", actual = "entries";
     if (e.expected) text += fmt::format(" {} {}", expected, number(*e.expected));
     if (e.actual) text += fmt::format(" {} {}", actual, number(*e.actual));
     if (f.where.size() < f.runs && &e == &f.where.back()) text += ", …";
@@ -414,7 +415,8 @@ std::string detail_of(const AuditFinding& f, bool bytes) {
 }
 
 std::string finding_json(const AuditFinding& f) {
-  const bool addresses = f.kind == FindingKind::iova_mismatch || f.kind == FindingKind::dma_mask;
+  const bool addresses =
+      f.kind == AuditFindingKind::iova_mismatch || f.kind == AuditFindingKind::dma_mask;
   const auto number = [&](std::uint64_t value) {
     return addresses ? fmt::format("\"{:#x}\"", value) : std::to_string(value);
   };
@@ -502,10 +504,11 @@ int show(const Report& report, const RegauditOptions& options, const SysRoot& ro
   bool hidden = false;
   for (const AuditGroup& group : report.groups) {
     for (const Audit& a : group.audits) {
-      for (const AuditFinding& f : a.findings) hidden = hidden || f.kind == FindingKind::hidden;
+      for (const AuditFinding& f : a.findings)
+        hidden = hidden || f.kind == AuditFindingKind::hidden;
     }
   }
-  if (hidden) messages.error("PFNs are hidden from this user", advice(FindingKind::hidden));
+  if (hidden) messages.error("PFNs are hidden from this user", advice(AuditFindingKind::hidden));
   if (interrupted()) end_by_signal();
   return static_cast<int>(status);
 }

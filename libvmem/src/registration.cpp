@@ -68,7 +68,8 @@ VmaView view_of(const Vma& vma, VmaInspector& inspector) {
 }
 
 /// Adds a run to the finding of its kind, which is made if need be.
-void add(Audit& audit, FindingKind kind, Severity severity, const char* flag, Evidence evidence) {
+void add(Audit& audit, AuditFindingKind kind, Severity severity, const char* flag,
+         Evidence evidence) {
   const auto same = [&](const AuditFinding& f) {
     return f.kind == kind && f.severity == severity && std::string_view(f.flag) == flag;
   };
@@ -193,14 +194,14 @@ class Auditor {
       Evidence evidence = whole;
       evidence.expected = r.iova;
       evidence.actual = r.range.start.value;
-      add(*o.audit, FindingKind::iova_mismatch, Severity::error, "iova is not the address",
+      add(*o.audit, AuditFindingKind::iova_mismatch, Severity::error, "iova is not the address",
           evidence);
     }
     if (r.iova_known && r.dma_mask_bits != 0 && r.dma_mask_bits < 64 &&
         (r.iova + r.range.bytes() - 1) >> r.dma_mask_bits != 0) {
       Evidence evidence = whole;
       evidence.actual = r.iova;
-      add(*o.audit, FindingKind::dma_mask, Severity::error, "dma_maskbits", evidence);
+      add(*o.audit, AuditFindingKind::dma_mask, Severity::error, "dma_maskbits", evidence);
     }
   }
 
@@ -215,17 +216,17 @@ class Auditor {
     const Evidence evidence{.va = in_vma.start, .bytes = in_vma.bytes()};
     o.vma_done = in_vma.end;
     if (!view_.flags_known)
-      add(audit, FindingKind::flags_unknown, Severity::unknown, "smaps", evidence);
+      add(audit, AuditFindingKind::flags_unknown, Severity::unknown, "smaps", evidence);
     if (r.through_kernel) {
       if (view_.refused != nullptr)
-        add(audit, FindingKind::not_registrable, Severity::error, view_.refused, evidence);
+        add(audit, AuditFindingKind::not_registrable, Severity::error, view_.refused, evidence);
       else if (r.device_writes && view_.no_write != nullptr)
-        add(audit, FindingKind::not_registrable, Severity::error, view_.no_write, evidence);
+        add(audit, AuditFindingKind::not_registrable, Severity::error, view_.no_write, evidence);
       else if (r.device_writes && view_.file != nullptr)
-        add(audit, FindingKind::no_longterm_pin, Severity::warning, view_.file, evidence);
+        add(audit, AuditFindingKind::no_longterm_pin, Severity::warning, view_.file, evidence);
     }
     if (view_.private_writable && view_.flags_known && !view_.dont_fork)
-      add(audit, FindingKind::fork_hazard,
+      add(audit, AuditFindingKind::fork_hazard,
           r.copied_at_fork ? Severity::info : planned_or(Severity::warning), "no VmFlags dc",
           evidence);
   }
@@ -247,36 +248,36 @@ class Auditor {
         resident(o, extent, part);
         break;
       case PageState::absent:
-        add(audit, FindingKind::not_resident, planned_or(Severity::error), "", evidence);
+        add(audit, AuditFindingKind::not_resident, planned_or(Severity::error), "", evidence);
         break;
       case PageState::swapped:
-        add(audit, FindingKind::swapped, planned_or(Severity::error), "", evidence);
+        add(audit, AuditFindingKind::swapped, planned_or(Severity::error), "", evidence);
         break;
       case PageState::guard:
-        add(audit, FindingKind::not_registrable, Severity::error, "guard page", evidence);
+        add(audit, AuditFindingKind::not_registrable, Severity::error, "guard page", evidence);
         break;
       case PageState::special:
         if (extent.reason == Reason::poison_marker)
-          add(audit, FindingKind::hwpoison, Severity::error, "poison marker", evidence);
+          add(audit, AuditFindingKind::hwpoison, Severity::error, "poison marker", evidence);
         else
-          add(audit, FindingKind::special_entry, Severity::unknown, to_string(extent.reason).data(),
-              evidence);
+          add(audit, AuditFindingKind::special_entry, Severity::unknown,
+              to_string(extent.reason).data(), evidence);
         break;
       case PageState::hidden:
         audit.resident_bytes += part.bytes();
-        add(audit, FindingKind::hidden, Severity::unknown, "PFN hidden", evidence);
+        add(audit, AuditFindingKind::hidden, Severity::unknown, "PFN hidden", evidence);
         break;
       case PageState::unseen:
         // What cannot be registered at all needs no frames to be told so.
         if (!r.through_kernel || view_.refused == nullptr)
-          add(audit, FindingKind::unseen, Severity::unknown, to_string(extent.reason).data(),
+          add(audit, AuditFindingKind::unseen, Severity::unknown, to_string(extent.reason).data(),
               evidence);
         break;
       case PageState::unmapped:
-        add(audit, FindingKind::unmapped, Severity::error, "no VMA", evidence);
+        add(audit, AuditFindingKind::unmapped, Severity::error, "no VMA", evidence);
         break;
       case PageState::changed:
-        add(audit, FindingKind::changed, Severity::unknown, "", evidence);
+        add(audit, AuditFindingKind::changed, Severity::unknown, "", evidence);
         break;
     }
   }
@@ -305,7 +306,7 @@ class Auditor {
     audit.largest_extent = std::max(audit.largest_extent, o.run);
 
     if (r.iova_rule == IovaRule::physical && r.iova + offset != pa.value) {
-      add(audit, FindingKind::iova_mismatch, Severity::error, "iova is not the PA",
+      add(audit, AuditFindingKind::iova_mismatch, Severity::error, "iova is not the PA",
           {.va = part.start,
            .bytes = part.bytes(),
            .pfn = pfn,
@@ -314,7 +315,7 @@ class Auditor {
     }
     if (r.page_size != 0 && extent.leaf_shift != 0 &&
         (std::uint64_t{1} << extent.leaf_shift) < r.page_size) {
-      add(audit, FindingKind::page_size, Severity::error, "leaf size",
+      add(audit, AuditFindingKind::page_size, Severity::error, "leaf size",
           {.va = part.start, .bytes = part.bytes(), .pfn = pfn});
     }
     nodes(o, part, pa);
@@ -350,7 +351,7 @@ class Auditor {
           found = audit.nodes.insert(found, {*node, 0});
         found->second += bytes;
         if (o.registration->node && *o.registration->node != *node) {
-          add(audit, FindingKind::remote_node, Severity::warning, "node",
+          add(audit, AuditFindingKind::remote_node, Severity::warning, "node",
               {.va = part.start + done,
                .bytes = bytes,
                .pfn = page_size_.frame(at),
@@ -391,7 +392,7 @@ class Auditor {
         flags_.reset();
     }
     const auto unknown = [&] {
-      add(audit, FindingKind::frames_unknown, Severity::unknown, "kpageflags",
+      add(audit, AuditFindingKind::frames_unknown, Severity::unknown, "kpageflags",
           {.va = part.start, .bytes = part.bytes(), .pfn = pfn});
       if (moves) shared(o, evidence_of(part, pfn, pfn, frames), 0);
     };
@@ -425,7 +426,7 @@ class Auditor {
 
   void judge_flags(Open& o, std::uint64_t flags, bool moves, const Evidence& evidence) const {
     if ((flags & kpf_hwpoison) != 0)
-      add(*o.audit, FindingKind::hwpoison, Severity::error, "kpageflags hwpoison", evidence);
+      add(*o.audit, AuditFindingKind::hwpoison, Severity::error, "kpageflags hwpoison", evidence);
     if (!moves && (flags & (kpf_ksm | kpf_zero_page)) == 0) return;
     shared(o, evidence, flags);
   }
@@ -433,15 +434,15 @@ class Auditor {
   void shared(Open& o, const Evidence& evidence, std::uint64_t flags) const {
     const Severity severity = planned_or(Severity::error);
     if ((flags & kpf_ksm) != 0)
-      add(*o.audit, FindingKind::ksm, severity, "kpageflags ksm", evidence);
+      add(*o.audit, AuditFindingKind::ksm, severity, "kpageflags ksm", evidence);
     else if ((flags & kpf_zero_page) != 0)
-      add(*o.audit, FindingKind::zero_page, severity, "kpageflags zero_page", evidence);
+      add(*o.audit, AuditFindingKind::zero_page, severity, "kpageflags zero_page", evidence);
     else
-      add(*o.audit, FindingKind::shared_cow, severity, "not exclusive", evidence);
+      add(*o.audit, AuditFindingKind::shared_cow, severity, "not exclusive", evidence);
   }
 
   void zones(Open& o, VaRange part, Pfn pfn, std::uint64_t frames) const {
-    const auto each = [&](FindingKind kind, const char* flag, auto next) {
+    const auto each = [&](AuditFindingKind kind, const char* flag, auto next) {
       FrameRange left{pfn, pfn + frames};
       while (const auto run = next(left)) {
         add(*o.audit, kind, Severity::warning, flag,
@@ -449,8 +450,9 @@ class Auditor {
         left.start = run->end;
       }
     };
-    each(FindingKind::movable, "ZONE_MOVABLE", [&](FrameRange r) { return zones_.movable(r); });
-    each(FindingKind::cma, "CMA", [&](FrameRange r) { return zones_.cma(r); });
+    each(AuditFindingKind::movable, "ZONE_MOVABLE",
+         [&](FrameRange r) { return zones_.movable(r); });
+    each(AuditFindingKind::cma, "CMA", [&](FrameRange r) { return zones_.cma(r); });
   }
 
   void pins(Open& o, const Extent& extent, VaRange part, Pfn pfn, std::uint64_t frames) const {
@@ -459,7 +461,7 @@ class Auditor {
                                    ? std::uint64_t{1} << (extent.leaf_shift - page_size_.shift())
                                    : 1;
     pins_.unpinned(pfn, frames, step, [&](Pfn first, std::uint64_t count) {
-      add(*o.audit, FindingKind::unpinned, Severity::error, "no pin",
+      add(*o.audit, AuditFindingKind::unpinned, Severity::error, "no pin",
           evidence_of(part, pfn, first, count));
     });
   }
@@ -478,7 +480,7 @@ class Auditor {
       audit.ideal_entries = blocks(device, size.shift());
     }
     if (audit.nodes.size() > 1) {
-      add(audit, FindingKind::spans_nodes, Severity::warning, "node",
+      add(audit, AuditFindingKind::spans_nodes, Severity::warning, "node",
           {.va = r.range.start, .bytes = r.range.bytes()});
     }
     if (!audit.complete || !o.any) {
@@ -500,8 +502,8 @@ class Auditor {
       Evidence evidence{.va = r.range.start, .bytes = r.range.bytes()};
       evidence.expected = audit.ideal_entries;
       evidence.actual = audit.entries;
-      add(audit, FindingKind::fragmented, small ? Severity::warning : Severity::info, "entries",
-          evidence);
+      add(audit, AuditFindingKind::fragmented, small ? Severity::warning : Severity::info,
+          "entries", evidence);
     }
   }
 
@@ -517,7 +519,7 @@ class Auditor {
       const Evidence whole{.va = r.range.start, .bytes = r.range.bytes()};
       if (!limits.memlock) {
         if (options_.planned)
-          add(audits[i], FindingKind::limits_unknown, Severity::unknown, "limits", whole);
+          add(audits[i], AuditFindingKind::limits_unknown, Severity::unknown, "limits", whole);
         continue;
       }
       sum += blocks(r.range, page_size_.shift()) << page_size_.shift();
@@ -525,7 +527,7 @@ class Auditor {
       Evidence evidence = whole;
       evidence.expected = *limits.memlock;
       evidence.actual = sum;
-      add(audits[i], FindingKind::over_memlock, r.pinned ? Severity::warning : Severity::error,
+      add(audits[i], AuditFindingKind::over_memlock, r.pinned ? Severity::warning : Severity::error,
           "RLIMIT_MEMLOCK", evidence);
     }
   }

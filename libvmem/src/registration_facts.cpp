@@ -195,80 +195,80 @@ struct KindText {
   std::string_view name, advice;
 };
 
-KindText text_of(FindingKind kind) {
+KindText text_of(AuditFindingKind kind) {
   switch (kind) {
-    case FindingKind::unmapped:
+    case AuditFindingKind::unmapped:
       return {"unmapped", "deregister before unmapping; the device still reaches the old frames"};
-    case FindingKind::not_resident:
+    case AuditFindingKind::not_resident:
       return {"not-resident",
               "touch the pages before use, and keep them: MADV_DONTNEED, fallocate(PUNCH_HOLE) and "
               "munmap() take them away from a registered range"};
-    case FindingKind::swapped:
+    case AuditFindingKind::swapped:
       return {"swapped",
               "lock or pin the pages (mlock(), registration) before the device uses them"};
-    case FindingKind::not_registrable:
+    case AuditFindingKind::not_registrable:
       return {"not-registrable",
               "register ordinary memory; for device memory use a dma-buf (ibv_reg_dmabuf_mr())"};
-    case FindingKind::iova_mismatch:
+    case AuditFindingKind::iova_mismatch:
       return {"iova-mismatch",
               "the device reaches another frame: register the memory again (DPDK: restart the "
               "primary, or do not unmap, migrate or soft-offline its pages)"};
-    case FindingKind::dma_mask:
+    case AuditFindingKind::dma_mask:
       return {"dma-mask", "use IOVA as VA with an IOMMU, or memory at lower addresses"};
-    case FindingKind::page_size:
+    case AuditFindingKind::page_size:
       return {"page-size", "the memory is mapped by smaller pages than it was registered with"};
-    case FindingKind::no_longterm_pin:
+    case AuditFindingKind::no_longterm_pin:
       return {
           "no-longterm-pin",
           "since Linux 6.4 a shared mapping of a file cannot be pinned for writing: use anonymous "
           "memory, memfd or hugetlbfs"};
-    case FindingKind::fork_hazard:
+    case AuditFindingKind::fork_hazard:
       return {"fork-hazard",
               "call ibv_fork_init() first, or madvise(MADV_DONTFORK), or do not fork while it is "
               "registered"};
-    case FindingKind::shared_cow:
+    case AuditFindingKind::shared_cow:
       return {"shared-cow",
               "the next write moves the page: write to it before registering, and use "
               "MADV_DONTFORK where the process forks"};
-    case FindingKind::ksm:
+    case AuditFindingKind::ksm:
       return {"ksm", "madvise(MADV_UNMERGEABLE) before registering"};
-    case FindingKind::zero_page:
+    case AuditFindingKind::zero_page:
       return {"zero-page", "write to the pages before registering: reading maps the zero page"};
-    case FindingKind::hwpoison:
+    case AuditFindingKind::hwpoison:
       return {"hwpoison",
               "the frame has a hardware error: stop using the memory, replace the DIMM"};
-    case FindingKind::spans_nodes:
+    case AuditFindingKind::spans_nodes:
       return {"spans-nodes", "bind the memory to one node (mbind(), numactl --membind)"};
-    case FindingKind::remote_node:
+    case AuditFindingKind::remote_node:
       return {"remote-node", "allocate on the device's node (numactl --membind, --socket-mem)"};
-    case FindingKind::movable:
+    case AuditFindingKind::movable:
       return {
           "movable",
           "pages of ZONE_MOVABLE are migrated when pinned, which may fail; unpinned they may move "
           "at any time"};
-    case FindingKind::cma:
+    case AuditFindingKind::cma:
       return {"cma", "pages of a CMA area are migrated when pinned, which may fail"};
-    case FindingKind::fragmented:
+    case AuditFindingKind::fragmented:
       return {"fragmented", "use huge pages: the device needs fewer table entries"};
-    case FindingKind::over_memlock:
+    case AuditFindingKind::over_memlock:
       return {"over-memlock",
               "raise RLIMIT_MEMLOCK (ulimit -l, LimitMEMLOCK=) or grant CAP_IPC_LOCK; registering "
               "fails with ENOMEM"};
-    case FindingKind::unpinned:
+    case AuditFindingKind::unpinned:
       return {"unpinned", "the kernel may move these pages under the device: register them again"};
-    case FindingKind::hidden:
+    case AuditFindingKind::hidden:
       return {"hidden", "PFNs take CAP_SYS_ADMIN in the initial user namespace: run as root"};
-    case FindingKind::unseen:
+    case AuditFindingKind::unseen:
       return {"unseen", "page tables through --backend bpf or kmod may tell"};
-    case FindingKind::changed:
+    case AuditFindingKind::changed:
       return {"changed", "stop the process, or ask again"};
-    case FindingKind::special_entry:
+    case AuditFindingKind::special_entry:
       return {"special-entry", "the page is being migrated or belongs to a device: ask again"};
-    case FindingKind::flags_unknown:
+    case AuditFindingKind::flags_unknown:
       return {"flags-unknown", "reading smaps takes CAP_SYS_PTRACE: run as root"};
-    case FindingKind::frames_unknown:
+    case AuditFindingKind::frames_unknown:
       return {"frames-unknown", "/proc/kpageflags takes CAP_DAC_READ_SEARCH: run as root"};
-    case FindingKind::limits_unknown:
+    case AuditFindingKind::limits_unknown:
       return {"limits-unknown", "/proc/PID/limits and status could not be read"};
   }
   return {"unknown", "ask again"};
@@ -276,7 +276,7 @@ KindText text_of(FindingKind kind) {
 
 }  // namespace
 
-std::string_view to_string(FindingKind kind) { return text_of(kind).name; }
-std::string_view advice(FindingKind kind) { return text_of(kind).advice; }
+std::string_view to_string(AuditFindingKind kind) { return text_of(kind).name; }
+std::string_view advice(AuditFindingKind kind) { return text_of(kind).advice; }
 
 }  // namespace vmem

@@ -71,7 +71,7 @@ Registration range(std::uint64_t offset, std::uint64_t bytes) {
 }
 
 /// Of an audit that lives on: not of a temporary beyond its expression.
-const AuditFinding* find(const Audit& audit, FindingKind kind) {
+const AuditFinding* find(const Audit& audit, AuditFindingKind kind) {
   for (const AuditFinding& f : audit.findings) {
     if (f.kind == kind) return &f;
   }
@@ -124,32 +124,32 @@ TEST_CASE("registration: what is not resident, swapped, guarded or not mapped") 
   CHECK_FALSE(a.complete);
   CHECK(a.worst() == Severity::error);
   CHECK(a.resident_bytes == 5 * 4096);
-  REQUIRE(find(a, FindingKind::swapped));
-  CHECK(find(a, FindingKind::swapped)->bytes == 2 * 4096);
-  CHECK(find(a, FindingKind::swapped)->where.front().va == VirtAddr{base + 4 * 4096});
-  REQUIRE(find(a, FindingKind::not_registrable));
-  CHECK(find(a, FindingKind::not_registrable)->bytes == 4096);
-  const AuditFinding* const absent = find(a, FindingKind::not_resident);
+  REQUIRE(find(a, AuditFindingKind::swapped));
+  CHECK(find(a, AuditFindingKind::swapped)->bytes == 2 * 4096);
+  CHECK(find(a, AuditFindingKind::swapped)->where.front().va == VirtAddr{base + 4 * 4096});
+  REQUIRE(find(a, AuditFindingKind::not_registrable));
+  CHECK(find(a, AuditFindingKind::not_registrable)->bytes == 4096);
+  const AuditFinding* const absent = find(a, AuditFindingKind::not_resident);
   REQUIRE(absent);
   CHECK(absent->bytes == 8 * 4096);
   REQUIRE(absent->runs == 2);
   CHECK(absent->where[0].bytes == 4096);
   CHECK(absent->where[1].va == VirtAddr{base + 9 * 4096});
   CHECK(absent->where[1].bytes == 7 * 4096);
-  REQUIRE(find(a, FindingKind::unmapped));
-  CHECK(find(a, FindingKind::unmapped)->bytes == 16 * 4096);
+  REQUIRE(find(a, AuditFindingKind::unmapped));
+  CHECK(find(a, AuditFindingKind::unmapped)->bytes == 16 * 4096);
 
   // To be registered, they are brought in: no trouble, but for guards and holes.
   const Audit plan = system.audit_one(range(0, 6 * 4096), true);
   CHECK(plan.worst() != Severity::error);
-  CHECK(find(plan, FindingKind::swapped)->severity == Severity::info);
+  CHECK(find(plan, AuditFindingKind::swapped)->severity == Severity::info);
 }
 
 TEST_CASE("registration: bytes that are not whole pages count as bytes") {
   System system({.bytes = 8 * 4096, .entries = {{base, 2, mine | 0x100, 1}}});
   const Audit a = system.audit_one(range(100, 2 * 4096));
   CHECK(a.resident_bytes == 2 * 4096 - 100);
-  CHECK(find(a, FindingKind::not_resident)->bytes == 100);
+  CHECK(find(a, AuditFindingKind::not_resident)->bytes == 100);
 }
 
 TEST_CASE("registration: an IOVA that is not the physical address, to the page") {
@@ -163,8 +163,8 @@ TEST_CASE("registration: an IOVA that is not the physical address, to the page")
   CHECK(kinds(system.audit_one(r)) == "");
   r.iova += 4096;
   const Audit wrong = system.audit_one(r);
-  REQUIRE(find(wrong, FindingKind::iova_mismatch));
-  const AuditFinding& f = *find(wrong, FindingKind::iova_mismatch);
+  REQUIRE(find(wrong, AuditFindingKind::iova_mismatch));
+  const AuditFinding& f = *find(wrong, AuditFindingKind::iova_mismatch);
   CHECK(f.severity == Severity::error);
   CHECK(f.bytes == two_megabytes);
   CHECK(f.where.front().expected == 0x401000);
@@ -177,15 +177,16 @@ TEST_CASE("registration: an IOVA that is not the physical address, to the page")
   second.iova_rule = IovaRule::physical;
   second.iova = 0x1000 << 12;
   const Audit half = system.audit_one(second);
-  REQUIRE(find(half, FindingKind::iova_mismatch));
-  CHECK(find(half, FindingKind::iova_mismatch)->bytes == 1 << 20);
-  CHECK(find(half, FindingKind::iova_mismatch)->where.front().va == VirtAddr{base + 3 * (1 << 20)});
+  REQUIRE(find(half, AuditFindingKind::iova_mismatch));
+  CHECK(find(half, AuditFindingKind::iova_mismatch)->bytes == 1 << 20);
+  CHECK(find(half, AuditFindingKind::iova_mismatch)->where.front().va ==
+        VirtAddr{base + 3 * (1 << 20)});
 
   r.iova_rule = IovaRule::virt;
   r.iova = base;
   CHECK(kinds(system.audit_one(r)) == "");
   r.iova = base + 4096;
-  CHECK(find(system.audit_one(r), FindingKind::iova_mismatch));
+  CHECK(find(system.audit_one(r), AuditFindingKind::iova_mismatch));
 }
 
 TEST_CASE("registration: beyond the DMA mask") {
@@ -194,9 +195,9 @@ TEST_CASE("registration: beyond the DMA mask") {
   r.iova_known = true;
   r.iova = (std::uint64_t{1} << 32) - 8192;
   r.dma_mask_bits = 32;
-  CHECK_FALSE(find(system.audit_one(r), FindingKind::dma_mask));
+  CHECK_FALSE(find(system.audit_one(r), AuditFindingKind::dma_mask));
   r.iova += 1;
-  CHECK(find(system.audit_one(r), FindingKind::dma_mask));
+  CHECK(find(system.audit_one(r), AuditFindingKind::dma_mask));
 }
 
 TEST_CASE("registration: fork and copy-on-write") {
@@ -208,9 +209,9 @@ TEST_CASE("registration: fork and copy-on-write") {
   CHECK(kinds(a) == "fork-hazard:warning");
   // Not this process's alone, or still the file's: the next write moves them.
   const Audit moved = system.audit_one(range(0, 8 * 4096));
-  REQUIRE(find(moved, FindingKind::shared_cow));
-  CHECK(find(moved, FindingKind::shared_cow)->bytes == 4 * 4096);
-  CHECK(find(moved, FindingKind::shared_cow)->where.front().va == VirtAddr{base + 4 * 4096});
+  REQUIRE(find(moved, AuditFindingKind::shared_cow));
+  CHECK(find(moved, AuditFindingKind::shared_cow)->bytes == 4 * 4096);
+  CHECK(find(moved, AuditFindingKind::shared_cow)->where.front().va == VirtAddr{base + 4 * 4096});
   CHECK(moved.worst() == Severity::error);
 
   System marked({.bytes = 8 * 4096, .entries = entries});
@@ -234,10 +235,10 @@ TEST_CASE("registration: frame flags name KSM, the zero page and poison") {
                             {.first = 0x106, .frames = 2, .flags = 0x1000}}});
   const Audit a = system.audit_one(range(0, 8 * 4096));
   CHECK(kinds(a) == "ksm:error zero-page:error hwpoison:error");
-  CHECK(find(a, FindingKind::ksm)->bytes == 2 * 4096);
-  CHECK(find(a, FindingKind::ksm)->where.front().va == VirtAddr{base + 2 * 4096});
-  CHECK(find(a, FindingKind::ksm)->where.front().pfn == Pfn{0x102});
-  CHECK(find(a, FindingKind::hwpoison)->where.front().pfn == Pfn{0x105});
+  CHECK(find(a, AuditFindingKind::ksm)->bytes == 2 * 4096);
+  CHECK(find(a, AuditFindingKind::ksm)->where.front().va == VirtAddr{base + 2 * 4096});
+  CHECK(find(a, AuditFindingKind::ksm)->where.front().pfn == Pfn{0x102});
+  CHECK(find(a, AuditFindingKind::hwpoison)->where.front().pfn == Pfn{0x105});
 }
 
 TEST_CASE("registration: what get_user_pages() refuses") {
@@ -247,7 +248,7 @@ TEST_CASE("registration: what get_user_pages() refuses") {
     Registration r = range(0, 8192);
     r.device_writes = writes;
     const Audit a = system.audit_one(r, true);
-    const AuditFinding* const found = find(a, FindingKind::not_registrable);
+    const AuditFinding* const found = find(a, AuditFindingKind::not_registrable);
     if (found == nullptr) return std::string();
     return std::string(found->flag);
   };
@@ -263,13 +264,13 @@ TEST_CASE("registration: a device mapping that pagemap cannot show is refused, n
   System system(
       {.perms = "rw-s", .flags = "rd wr sh mr mw me ms pf io", .bytes = 8192, .name = "/dev/uio0"});
   const Audit a = system.audit_one(range(0, 8192));
-  CHECK(find(a, FindingKind::not_registrable));
-  CHECK_FALSE(find(a, FindingKind::unseen));
+  CHECK(find(a, AuditFindingKind::not_registrable));
+  CHECK_FALSE(find(a, AuditFindingKind::unseen));
   // Where the kernel does not register it, not seeing it is all that can be said.
   Registration dpdk = range(0, 8192);
   dpdk.through_kernel = false;
   const Audit unseen = system.audit_one(dpdk);
-  CHECK(find(unseen, FindingKind::unseen));
+  CHECK(find(unseen, AuditFindingKind::unseen));
   CHECK(unseen.worst() == Severity::unknown);
 }
 
@@ -279,7 +280,7 @@ TEST_CASE("registration: unknown is never clean") {
                 .entries = hidden,
                 .manifest = "vmem-tree 1\npage_size 4096\npfn_access hidden\n"});
   const Audit a = blind.audit_one(range(0, 8192));
-  CHECK(find(a, FindingKind::hidden));
+  CHECK(find(a, AuditFindingKind::hidden));
   CHECK(a.worst() == Severity::unknown);
   CHECK_FALSE(a.complete);
   CHECK(a.extents == 0);
@@ -328,8 +329,8 @@ TEST_CASE("registration: nodes") {
   const Audit a = system.audit_one(r);
   CHECK(kinds(a) == "remote-node:warning spans-nodes:warning");
   CHECK(a.nodes == std::vector<std::pair<unsigned, std::uint64_t>>{{0, 4096}, {1, 4096}});
-  CHECK(find(a, FindingKind::remote_node)->bytes == 4096);
-  CHECK(find(a, FindingKind::remote_node)->where.front().actual == 0);
+  CHECK(find(a, AuditFindingKind::remote_node)->bytes == 4096);
+  CHECK(find(a, AuditFindingKind::remote_node)->where.front().actual == 0);
 }
 
 TEST_CASE("registration: ZONE_MOVABLE by its span, and by the block where zones overlap") {
@@ -343,8 +344,8 @@ TEST_CASE("registration: ZONE_MOVABLE by its span, and by the block where zones 
   System system({.bytes = 8192, .entries = entries, .files = {{"proc/zoneinfo", zones}}});
   const Audit a = system.audit_one(range(0, 8192));
   CHECK(kinds(a) == "movable:warning");
-  CHECK(find(a, FindingKind::movable)->bytes == 4096);
-  CHECK(find(a, FindingKind::movable)->where.front().pfn == Pfn{0x8000});
+  CHECK(find(a, AuditFindingKind::movable)->bytes == 4096);
+  CHECK(find(a, AuditFindingKind::movable)->where.front().pfn == Pfn{0x8000});
   System overlap({.bytes = 8192,
                   .entries = entries,
                   .files = {{"proc/zoneinfo", zones},
@@ -375,8 +376,8 @@ TEST_CASE("registration: RLIMIT_MEMLOCK counts every registration, also the same
   CHECK(kinds(audits[0]) == "");
   CHECK(kinds(audits[1]) == "");
   CHECK(kinds(audits[2]) == "over-memlock:error");
-  CHECK(find(audits[2], FindingKind::over_memlock)->where.front().expected == 32768);
-  CHECK(find(audits[2], FindingKind::over_memlock)->where.front().actual == 36864);
+  CHECK(find(audits[2], AuditFindingKind::over_memlock)->where.front().expected == 32768);
+  CHECK(find(audits[2], AuditFindingKind::over_memlock)->where.front().actual == 36864);
   // What is pinned already counts for what is planned.
   System pinned(system("32768", "0000000000000000", "16"));
   audits = pinned.audit_all({range(0, 4 * 4096), range(0, 4 * 4096)}, true);
@@ -418,7 +419,7 @@ TEST_CASE("registration: a finding keeps its first runs and the sum of all") {
     setup.entries.push_back({base + page * 4096, 1, mine | (0x100 + page), 0});
   System system(setup);
   const Audit a = system.audit_one(range(0, 64 * 4096));
-  const AuditFinding* const absent = find(a, FindingKind::not_resident);
+  const AuditFinding* const absent = find(a, AuditFindingKind::not_resident);
   REQUIRE(absent);
   CHECK(absent->runs == 32);
   CHECK(absent->bytes == 32 * 4096);

@@ -52,7 +52,7 @@ struct Registration {
 enum class Severity : std::uint8_t { info, warning, error, unknown };
 VMEM_EXPORT std::string_view to_string(Severity);
 
-enum class FindingKind : std::uint8_t {
+enum class AuditFindingKind : std::uint8_t {
   unmapped,         ///< no VMA
   not_resident,     ///< no page
   swapped,
@@ -82,9 +82,9 @@ enum class FindingKind : std::uint8_t {
   frames_unknown,   ///< /proc/kpageflags cannot be read
   limits_unknown,   ///< limits or status of the process cannot be read
 };
-VMEM_EXPORT std::string_view to_string(FindingKind);  ///< "not-resident"
+VMEM_EXPORT std::string_view to_string(AuditFindingKind);  ///< "not-resident"
 /// What to do about it; never empty.
-VMEM_EXPORT std::string_view advice(FindingKind);
+VMEM_EXPORT std::string_view advice(AuditFindingKind);
 
 /// Where a finding was made: a run of pages.
 struct Evidence {
@@ -98,7 +98,7 @@ struct Evidence {
 /// One kind of trouble in one registration.
 struct AuditFinding {
   static constexpr std::size_t kept_runs = 8;
-  FindingKind kind = FindingKind::unmapped;
+  AuditFindingKind kind = AuditFindingKind::unmapped;
   Severity severity = Severity::error;
   const char* flag = "";        ///< what tells: "pf", "io", "dc", "kpageflags ksm"; static
   std::uint64_t bytes = 0;      ///< in all runs together
