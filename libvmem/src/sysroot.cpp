@@ -465,6 +465,7 @@ bool Process::turn_to_living_thread() {
     const auto stat = text ? parse_stat(*text) : std::nullopt;
     if (!stat || stat->state == 'Z' || stat->state == 'X') continue;
     directory_ = std::move(*directory);
+    layout_ = stat->layout;  // of the first thread it is all zeros now
     return true;
   }
   return false;

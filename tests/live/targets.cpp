@@ -2,10 +2,14 @@
 // What a PID can name: a thread, this process, a zombie, a kernel thread, nobody, and a process
 // whose number was given to another one.
 #include <linux/sched.h>
+#include <sched.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 
 #include <condition_variable>
+#include <filesystem>
 #include <mutex>
+#include <sstream>
 
 #include "live/children.hpp"
 #include "live/oracle.hpp"
@@ -122,6 +126,26 @@ TEST_CASE("a zombie and a kernel thread have no user memory, and a free number i
   CHECK(process_error(0x7ffffff0) == Errc::no_process);
   CHECK(process_error(0) != Errc::io);
   CHECK(process_error(-1) != Errc::io);
+}
+
+TEST_CASE("a process whose first thread has ended lives on in the others") {
+  static char page[2 * base_page];
+  page[base_page] = 1;
+  const Child child = fork_child([](const std::function<void()>& ready) {
+    std::thread other([&] {
+      while (task_state("/proc/self") != 'Z') std::this_thread::yield();
+      ready();
+      wait_for_ever();
+    });
+    syscall(SYS_exit, 0);  // of this thread alone
+  });
+  CHECK(process_of(child.pid()).check_alive());
+  std::ostringstream address;
+  address << std::hex << reinterpret_cast<std::uint64_t>(&page[base_page]);
+  const RunResult one = run({VMEM_TOOLS_PATH "/vtop", std::to_string(child.pid()), address.str()});
+  INFO(one.out << one.err);
+  CHECK(one.status == (shown_pfns() ? 0 : 2));
+  CHECK(one.out.find(shown_pfns() ? "resident" : "hidden") != std::string::npos);
 }
 
 TEST_CASE("a process that has become a zombie after it was opened") {
