@@ -360,23 +360,17 @@ class Vtop {
   }
 
   /// Mappings of the file or name, in order; `found` gets each. False if there is none.
-  bool for_each_named(const AddressExpression& e, FunctionRef<bool(const Vma&)> found) {
+  Result<bool> for_each_named(const AddressExpression& e, FunctionRef<bool(const Vma&)> found) {
     const bool file = e.form == AddressExpression::Form::file_offset;
     const bool by_path = file && e.name.find('/') != std::string::npos;
     auto reader = VmaReader::open(process_);
-    if (!reader) {
-      fail(reader.error());
-      return true;
-    }
+    if (!reader) return std::unexpected(std::move(reader.error()));
     bool any = false;
     Vma vma;
     for (;;) {
       auto more = reader->next(vma);
-      if (!more) {
-        fail(more.error());
-        return true;
-      }
-      if (!*more) return any;
+      if (!more) return more;
+      if (!*more) break;
       std::string_view name = vma.path;
       if (file) {
         if (vma.inode == 0 || name.empty()) continue;
@@ -391,6 +385,12 @@ class Vtop {
       any = true;
       if (!found(vma)) return true;
     }
+    // It may have ended, or execute another program now, which has other mappings.
+    if (!any) {
+      if (auto alive = process_.check_alive(); !alive)
+        return std::unexpected(std::move(alive.error()));
+    }
+    return any;
   }
 
   void answer(const std::string& text, bool block) {
@@ -400,7 +400,7 @@ class Vtop {
                   "a file takes an offset (libc.so.6+0); see ADDRESSES in vtop(1)");
     }
     const AddressExpression& e = *parsed;
-    bool found = true;
+    Result<bool> found = true;
     bool inside = true;
     switch (e.form) {
       case AddressExpression::Form::address:
@@ -424,7 +424,7 @@ class Vtop {
           if (inside) address(vma.range.start + e.offset, block);
           return false;
         });
-        found = found && inside;
+        if (found) found = *found && inside;
         break;
       case AddressExpression::Form::file_offset:
         found = for_each_named(e, [&](const Vma& vma) {
@@ -433,7 +433,8 @@ class Vtop {
         });
         break;
     }
-    if (!found) {
+    if (!found) return fail(found.error());
+    if (!*found) {
       out_.flush();
       messages_.error(fmt::format("{}: not mapped by process {}", text, process_.pid()));
       raise(Status::negative);
@@ -514,7 +515,7 @@ class Vtop {
         return check(translate(process_, translator_, inspector_, r, walk_options(), collect));
       };
       bool good = true;
-      bool found = true;
+      Result<bool> found = true;
       switch (e.form) {
         case AddressExpression::Form::address:
           good = one(e.start);
@@ -534,7 +535,11 @@ class Vtop {
           break;
       }
       if (!good || interrupted()) return {};
-      if (!found) watched_ = std::max(watched_, Status::negative);
+      if (!found) {
+        fail(found.error());
+        return {};
+      }
+      if (!*found) watched_ = std::max(watched_, Status::negative);
     }
     return now;
   }

@@ -148,6 +148,29 @@ TEST_CASE("a process whose first thread has ended lives on in the others") {
   CHECK(one.out.find(shown_pfns() ? "resident" : "hidden") != std::string::npos);
 }
 
+TEST_CASE("a watch of a mapping by its name ends with its process") {
+  // A name that is there, and one that was never.
+  for (const char* const name : {"[stack]", "nosuchfile+0"}) {
+    Child child = sleeper();
+    const pid_t pid = child.pid();
+    // It stays as a zombie.
+    std::thread killer([pid] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(300));
+      kill(pid, SIGKILL);
+    });
+    const RunResult watch = run(
+        {VMEM_TOOLS_PATH "/vtop", "--watch", "0.05", "--count", "400", std::to_string(pid), name});
+    killer.join();
+    INFO(name << ": " << watch.out << watch.err);
+    CHECK(watch.status == 2);
+    CHECK(watch.out.find("unmapped") == std::string::npos);
+    std::size_t errors = 0;
+    for (std::size_t at = 0; (at = watch.err.find("vtop: ", at)) != std::string::npos; ++at)
+      ++errors;
+    CHECK((errors == 1 || (errors == 2 && !shown_pfns())));
+  }
+}
+
 TEST_CASE("a process that has become a zombie after it was opened") {
   Child child = sleeper();
   const Process process = process_of(child.pid());
