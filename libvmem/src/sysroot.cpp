@@ -326,7 +326,7 @@ Result<std::string> SysRoot::read_link(const char* path) const {
 }
 
 Result<Process> SysRoot::self() const {
-  if (!state_->recorded) return process(getpid());
+  // Not getpid(): /proc may be that of another PID namespace, where this number is another's.
   auto target = read_link("proc/self");
   if (!target) return std::unexpected(std::move(target.error()));
   const auto pid = parse_number(*target);

@@ -171,6 +171,31 @@ TEST_CASE("a watch of a mapping by its name ends with its process") {
   }
 }
 
+TEST_CASE("self is this process, also where /proc is that of another PID namespace") {
+  enum { right, wrong, no_namespace };
+  const pid_t child = fork();
+  if (child == 0) {
+    if (unshare(CLONE_NEWPID) != 0) _exit(no_namespace);
+    const pid_t inside = fork();
+    if (inside == 0) {
+      // Number 1 here; in this /proc that is somebody else.
+      const auto root = SysRoot::live();
+      const auto self = root->self();
+      std::error_code none;
+      const auto name = std::filesystem::read_symlink("/proc/self", none).string();
+      _exit(self && std::to_string(self->pid()) == name && name != "1" ? right : wrong);
+    }
+    int status = 0;
+    if (inside < 0 || waitpid(inside, &status, 0) != inside) _exit(no_namespace);
+    _exit(WIFEXITED(status) ? WEXITSTATUS(status) : wrong);
+  }
+  int status = 0;
+  REQUIRE(waitpid(child, &status, 0) == child);
+  REQUIRE(WIFEXITED(status));
+  if (WEXITSTATUS(status) == no_namespace) return skip_or_fail("pfn", "no new PID namespace");
+  CHECK(WEXITSTATUS(status) == right);
+}
+
 TEST_CASE("a process that has become a zombie after it was opened") {
   Child child = sleeper();
   const Process process = process_of(child.pid());
