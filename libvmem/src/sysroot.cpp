@@ -486,6 +486,8 @@ Result<std::vector<std::string>> Process::list(const char* name) const {
 Result<void> Process::check_alive() const {
   if (root_.recorded()) return {};
   const Fd fd{openat(directory_.get(), "stat", O_RDONLY | O_CLOEXEC)};
+  if (!fd.valid() && errno != ENOENT && errno != ESRCH)
+    return failed(errno, "opening", path("stat"));  // that says nothing of the process
   if (fd.valid()) {
     // The descriptor belongs to one process, so a PID used again cannot answer here.
     auto text = read_whole(fd, 1 << 16, path("stat"));

@@ -196,6 +196,20 @@ TEST_CASE("self is this process, also where /proc is that of another PID namespa
   CHECK(WEXITSTATUS(status) == right);
 }
 
+TEST_CASE("where no more files can be opened, that is what is said, and not that nobody is there") {
+  const Process process = process_of(getpid());
+  rlimit before{};
+  REQUIRE(getrlimit(RLIMIT_NOFILE, &before) == 0);
+  rlimit none = before;
+  none.rlim_cur = 0;
+  REQUIRE(setrlimit(RLIMIT_NOFILE, &none) == 0);
+  const auto alive = process.check_alive();
+  REQUIRE(setrlimit(RLIMIT_NOFILE, &before) == 0);
+  REQUIRE_FALSE(alive);
+  CHECK(alive.error().os_errno == EMFILE);
+  CHECK(alive.error().code == Errc::io);
+}
+
 TEST_CASE("a process that has become a zombie after it was opened") {
   Child child = sleeper();
   const Process process = process_of(child.pid());
