@@ -308,7 +308,7 @@ class Walk {
         if (!failed || moved) return false;
         for (Extent extent : got) {
           done = extent.end();
-          if (!source.sees_pfnmap()) finisher_.finish(**vma, asked(**vma), extent);
+          if (!source.sees_pfnmap()) finisher_.finish(**vma, part, extent);
           if (open_) emit(**vma, extent, source.backend());
         }
         got.clear();

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
 // Processes that end, replace their address space, or remap while they are read. Whatever the
 // moment, an answer is one of the truths, `changed`, or an error that says what became of it.
+#include <linux/perf_event.h>
+#include <sys/syscall.h>
+
 #include <atomic>
 
 #include "live/children.hpp"
@@ -223,6 +226,64 @@ TEST_CASE("a mapping that alternates between two states is told as one of them, 
   }
   CHECK(seen["long, populated"] > 0);
   CHECK(seen["short"] > 0);
+}
+
+TEST_CASE("a mapping that gives way to a larger one that pagemap is blind to leaves no hole") {
+  perf_event_attr attributes{};
+  attributes.type = PERF_TYPE_SOFTWARE;
+  attributes.size = sizeof attributes;
+  attributes.config = PERF_COUNT_SW_DUMMY;
+  attributes.exclude_kernel = 1;
+  const int ring =
+      static_cast<int>(syscall(SYS_perf_event_open, &attributes, 0, -1, -1, PERF_FLAG_FD_CLOEXEC));
+  if (ring < 0) return skip_or_fail("bpf", "perf_event_open");
+  constexpr std::uint64_t ring_pages = 9, before = 4, pages = 16;
+  const VaRange asked{{place + before * base_page}, {place + (before + pages) * base_page}};
+  const Process process = process_of(getpid());
+
+  /// By pagemap; the mapping changes once it was read for the first time.
+  struct Remapping final : Translator {
+    std::unique_ptr<Translator> pagemap;
+    std::function<void()> remap;
+    VaRange asked;
+    Backend backend() const override { return pagemap->backend(); }
+    std::uint8_t known_bits() const override { return pagemap->known_bits(); }
+    bool sees_pfnmap() const override { return false; }
+    Result<void> walk(VaRange range, const WalkOptions& options, ExtentSink sink) override {
+      auto walked = pagemap->walk(range, options, sink);
+      if (remap && !intersect(range, asked).empty()) std::exchange(remap, nullptr)();
+      return walked;
+    }
+  } translator;
+  auto opened = open_translator(process, Backend::pagemap);
+  REQUIRE(opened);
+  translator.pagemap = std::move(*opened);
+  translator.asked = asked;
+  bool mapped = false;
+  map_at(asked.start.value, pages);
+  translator.remap = [&] {
+    mapped = mmap(reinterpret_cast<void*>(place), ring_pages * base_page, PROT_READ,
+                  MAP_SHARED | MAP_FIXED, ring, 0) != MAP_FAILED;
+  };
+  VmaInspector inspector(process);
+  bool blind = false, seen = false;
+  const auto walked =
+      translate_all(process, translator, inspector, {}, [&](const Vma* vma, const Extent& e) {
+        if (vma->path != "anon_inode:[perf_event]" || vma->range.start.value != place) return true;
+        INFO(describe(e));
+        seen = true;
+        // Older kernels let pagemap see it.
+        const auto flags = inspector.flags(*vma);
+        blind = flags && flags->has("pf");
+        if (blind) CHECK(e.state == PageState::unseen);
+        return true;
+      });
+  map_at(place, before + pages, PROT_NONE);
+  close(ring);
+  REQUIRE(walked);
+  if (!mapped) return skip_or_fail("bpf", "no perf ring");
+  CHECK(seen);
+  if (!blind) return skip_or_fail("bpf", "a perf ring is not VM_PFNMAP here");
 }
 
 TEST_CASE("VMAs that come and go beside a still one do not disturb its answer") {
