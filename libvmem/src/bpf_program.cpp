@@ -74,9 +74,11 @@ Result<std::unique_ptr<BpfProgram>> BpfProgram::load(const SysRoot& root) {
   auto ram = system_ram(root);
   if (!ram) return std::unexpected(std::move(ram.error()));
   std::unique_ptr<BpfProgram> program(new BpfProgram);
-  if (const int error = vmem_program_load(&program->program_); error != 0) {
-    return std::unexpected(why_not_loaded(root, error));
-  }
+  int error = EAGAIN;
+  // The verifier gives up where a signal is pending (bpf_check() in kernel/bpf/verifier.c).
+  for (int left = 8; left > 0 && error == EAGAIN; --left)
+    error = vmem_program_load(&program->program_);
+  if (error != 0) return std::unexpected(why_not_loaded(root, error));
   program->owner_ = getpid();
   program->ram_ = std::move(*ram);
   vmem_ram* const shared = program->program_.ram;

@@ -5,9 +5,11 @@
 #include <linux/perf_event.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 
 #include <algorithm>
 #include <atomic>
+#include <csignal>
 #include <set>
 
 #include "live/children.hpp"
@@ -437,6 +439,23 @@ TEST_CASE("a wrong base of the direct map, or a wrong number of levels, is refus
     ++ways;
   }
   CHECK(ways > 0);
+}
+
+TEST_CASE("a signal that comes while the program is loaded does not stop it") {
+  if (!bpf_works()) return;
+  const auto root = SysRoot::live();
+  REQUIRE(root);
+  auto* const before = std::signal(SIGALRM, [](int) {});
+  for (int i = 0; i < 80; ++i) {
+    itimerval once{};
+    once.it_value.tv_usec = 100 + i * 100;
+    REQUIRE(setitimer(ITIMER_REAL, &once, nullptr) == 0);
+    const auto program = BpfProgram::load(*root);
+    if (!program) FAIL(to_string(program.error()) << " after " << once.it_value.tv_usec << " us");
+  }
+  const itimerval off{};
+  setitimer(ITIMER_REAL, &off, nullptr);
+  std::signal(SIGALRM, before);
 }
 #endif
 
