@@ -91,8 +91,9 @@ void catch_interrupts() {
     sigaction(signal, nullptr, &old);
     if (old.sa_handler != SIG_IGN) sigaction(signal, &action, nullptr);
   }
-  // A closed pipe is seen by write(2), which lets the tool end quietly.
+  // A closed pipe is seen by write(2), which lets the tool end quietly; so is RLIMIT_FSIZE.
   std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);
 }
 
 bool interrupted() { return caught_signal != 0; }

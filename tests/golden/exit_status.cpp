@@ -99,6 +99,22 @@ TEST_CASE("a full disk on stdout is a failure") {
   CHECK(error_form(batch.err) == "");
 }
 
+TEST_CASE("a limit on the size of files is a failure, and no signal") {
+  const TempDir directory;
+  RunOptions options;
+  options.directory = expanded_fixtures();
+  options.stdout_path = directory / "out";
+  write_file(options.stdout_path, "");
+  const RunResult result =
+      run({"/bin/sh", "-c", "ulimit -f 0; exec \"$@\"", "sh",
+           std::filesystem::absolute(tool_path("vtop")).string(), "--sysroot", "x86-64", "1042"},
+          options);
+  CHECK(result.signal == 0);
+  CHECK(result.status == 2);
+  CHECK(error_form(result.err) == "");
+  CHECK(result.err.find("File too large") != std::string::npos);
+}
+
 TEST_CASE("a closed pipe ends quietly") {
   RunOptions closed;
   closed.stdout_closed_pipe = true;
