@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "options.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <iostream>
@@ -76,11 +77,14 @@ std::expected<std::vector<std::string>, int> parse_command_line(CLI::App& app,
     return std::unexpected(2);
   }
   std::vector<std::string> words = app.remaining();
-  for (const std::string& word : words) {
-    if (word.size() < 2 || word.front() != '-') continue;
-    messages.error(fmt::format("{}: no such option", word), "see --help");
+  // What follows the first "--" are operands, whatever they look like.
+  const auto end = std::ranges::find(words, "--");
+  for (auto word = words.begin(); word != end; ++word) {
+    if (word->size() < 2 || word->front() != '-') continue;
+    messages.error(fmt::format("{}: no such option", *word), "see --help");
     return std::unexpected(2);
   }
+  if (end != words.end()) words.erase(end);
   return words;
 }
 

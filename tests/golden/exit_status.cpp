@@ -99,6 +99,21 @@ TEST_CASE("a full disk on stdout is a failure") {
   CHECK(error_form(batch.err) == "");
 }
 
+TEST_CASE("two dashes end the options") {
+  for (const auto& [line, status] : {std::pair{"--sysroot x86-64 -- 1042 564499f34000", 0},
+                                     {"--sysroot x86-64 1042 -- 564499f34000", 0},
+                                     {"--sysroot x86-64 1042 -- -nosuchfile+0", 1},
+                                     {"--sysroot x86-64 1042 -- --", 2},
+                                     {"-- --version", 2},
+                                     {"--", 2}}) {
+    CAPTURE(line);
+    const RunResult result = run_vtop(words(line));
+    CHECK(result.status == status);
+    if (status != 0) CHECK(error_form(result.err) == "");
+    CHECK(result.err.find("no such option") == std::string::npos);
+  }
+}
+
 TEST_CASE("a limit on the size of files is a failure, and no signal") {
   const TempDir directory;
   RunOptions options;
