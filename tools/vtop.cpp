@@ -5,8 +5,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <new>
 #include <span>
 #include <string>
@@ -42,9 +44,15 @@ std::expected<std::vector<std::string>, int> parse(VtopOptions& options, int arg
   CLI::Option* const watch =
       app.add_option("--watch", options.watch, "Look again every SECONDS; print what changed")
           ->type_name("SECONDS")
-          ->check(CLI::Range(0.001, 1e6));
+          ->check(CLI::Range(0.001, 1e6))
+          ->check([](const std::string& text) {
+            // No comparison excludes "nan".
+            return std::isnan(std::strtod(text.c_str(), nullptr)) ? text + ": not a number"
+                                                                  : std::string();
+          });
   app.add_option("--count", options.count, "With --watch: stop after N looks")
       ->type_name("N")
+      ->check(CLI::NonNegativeNumber)
       ->needs(watch);
   app.add_option("--threads", options.threads,
                  "Threads for long walks: 1 or 2 (default: 2 if there are CPUs)")

@@ -121,6 +121,8 @@ TEST_CASE("options and columns that do not exist, or make no sense") {
                                  "1042 --threads 0",
                                  "1042 --threads x",
                                  "1042 --watch x",
+                                 "1042 --watch nan --count 1",
+                                 "1042 --watch 1 --count -1",
                                  "1042 --watch -1",
                                  "1042 --sysroot",
                                  "",
