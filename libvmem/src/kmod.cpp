@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <memory>
 #include <optional>
 #include <utility>
 
@@ -144,8 +145,11 @@ class KmodTranslator final : public Translator {
 
   Result<void> walk(VaRange range, const WalkOptions& options, ExtentSink sink) override {
     ExtentBuilder builder{process_.root().page_size(), sink};
-    auto result = read(range, options, builder);
+    // The sink of a walk may ask for another, which must leave alone what this one reads from.
+    auto runs = idle_runs_ ? std::move(idle_runs_) : std::make_unique_for_overwrite<Runs>();
+    auto result = read(range, options, *runs, builder);
     builder.flush();  // what was read before a failure is right
+    idle_runs_ = std::move(runs);
     return result;
   }
 
@@ -194,6 +198,8 @@ class KmodTranslator final : public Translator {
   }
 
  private:
+  using Runs = std::array<vmem_run, 1024>;
+
   PageSize page_size() const { return process_.root().page_size(); }
 
   vmem_resolve question() const {
@@ -220,7 +226,7 @@ class KmodTranslator final : public Translator {
     return extent;
   }
 
-  Result<void> read(VaRange range, const WalkOptions& options, ExtentBuilder& builder) {
+  Result<void> read(VaRange range, const WalkOptions& options, Runs& runs, ExtentBuilder& builder) {
     const std::uint64_t page = page_size().bytes();
     // A range may end at 2^64; the last page there is nobody's.
     const VirtAddr end = range.end.value == 0 ? VirtAddr{0} - page : range.end;
@@ -231,16 +237,16 @@ class KmodTranslator final : public Translator {
       vmem_resolve ask = question();
       ask.start = at.value;
       ask.end = end.value;
-      ask.runs = reinterpret_cast<std::uintptr_t>(runs_.data());
+      ask.runs = reinterpret_cast<std::uintptr_t>(runs.data());
       ask.runs_len =
-          static_cast<std::uint32_t>(std::min<std::uint64_t>(runs_.size(), (end - at) / page));
+          static_cast<std::uint32_t>(std::min<std::uint64_t>(runs.size(), (end - at) / page));
       if (const int error = call(fd_, VMEM_IOC_RESOLVE, &ask); error != 0) {
         return failed_call(process_, error, at);
       }
       const VirtAddr next{ask.next};
       if (ask.runs_count > ask.runs_len || next <= at || next > end) return nonsense(at);
       for (std::uint32_t i = 0; open && i < ask.runs_count; ++i) {
-        auto reached = add_run(runs_[i], at, next, builder, open);
+        auto reached = add_run(runs[i], at, next, builder, open);
         if (!reached) return std::unexpected(std::move(reached.error()));
         at = *reached;
       }
@@ -301,7 +307,7 @@ class KmodTranslator final : public Translator {
   Fd fd_;
   const page_table::Format format_;
   std::uint64_t address_space_ = 0;
-  std::array<vmem_run, 1024> runs_;
+  std::unique_ptr<Runs> idle_runs_;
 };
 
 }  // namespace

@@ -3,7 +3,9 @@
 // program itself mapped.
 //
 // vmtest: machines=fast,pc,pti
+#include <array>
 #include <bit>
+#include <functional>
 #include <random>
 
 #include "vm/kmod_device.hpp"
@@ -33,6 +35,37 @@ TEST_CASE("kmod: a vector of one run tells the same as a large one") {
   const auto whole = resolve(device, child.pid(), 0, user_end);
   CHECK(expand(whole).size() == compared);
   CHECK(std::ranges::is_sorted(whole, {}, &vmem_run::va));
+}
+
+TEST_CASE("kmod: a walk in the sink of another one disturbs neither") {
+  const Device device;
+  if (!device) return;
+  const Child child([] { new Kinds; });
+  const Process process = process_of(child.pid());
+  auto translator = open_translator(process, Backend::kmod);
+  REQUIRE(translator);
+  const VaRange everything{{0}, {user_end}};
+  const auto walk = [&](const std::function<void(const Extent&)>& each) {
+    std::vector<std::array<std::uint64_t, 3>> all;
+    REQUIRE((*translator)->walk(everything, {}, [&](const Extent& e) {
+      all.push_back({e.va.value, e.bytes, e.state == PageState::resident ? e.pfn.value : 0});
+      each(e);
+      return true;
+    }));
+    return all;
+  };
+  const auto plain = walk([](const Extent&) {});
+  REQUIRE(plain.size() > 10);
+  std::size_t inner = 0;
+  const auto nested = walk([&](const Extent& e) {
+    if (e.state != PageState::resident) return;
+    CHECK((*translator)->walk({{0}, e.end()}, {}, [&](const Extent&) {
+      ++inner;
+      return true;
+    }));
+  });
+  CHECK(nested == plain);
+  CHECK(inner > plain.size());
 }
 
 TEST_CASE("kmod: every page of every kind of memory as pagemap has it") {
