@@ -127,6 +127,9 @@ void drop_capabilities() {
         unsigned{CAP_SYS_RAWIO}, unsigned{CAP_SYSLOG}, cap_perfmon, cap_bpf}) {
     keep |= std::uint64_t{1} << n;
   }
+  // Where the first is missing (containers have it not by default), this opens the same files.
+  if ((data[0].permitted & (1U << CAP_DAC_READ_SEARCH)) == 0)
+    keep |= std::uint64_t{1} << CAP_DAC_OVERRIDE;
   for (unsigned i = 0; i < 2; ++i) {
     data[i].permitted &= static_cast<std::uint32_t>(keep >> (32 * i));
     data[i].effective &= data[i].permitted;

@@ -2,6 +2,7 @@
 // Without the right to see page frame numbers: `hidden`, never frame 0; and nothing at all of
 // other users' processes. The children become uid 65534, so root has to start these tests.
 #include <grp.h>
+#include <linux/capability.h>
 
 #include <nlohmann/json.hpp>
 
@@ -142,6 +143,21 @@ TEST_CASE("another user's process is refused with permission, and a hint") {
     wait_for_ever();
   });
   CHECK(as_nobody([&] { return read_as(child.pid(), 0); }) == "hidden;permission with a hint");
+}
+
+TEST_CASE("in a container root reads other users' processes by CAP_DAC_OVERRIDE alone") {
+  if (geteuid() != 0 || !shown_pfns()) return skip_or_fail("pfn", "needs CAP_SYS_ADMIN");
+  std::uint64_t start = 0;
+  const Child child = nobodys_process(start);
+  const pid_t pid = fork();
+  if (pid == 0) {
+    if (prctl(PR_CAPBSET_DROP, CAP_DAC_READ_SEARCH) != 0) _exit(100);
+    _exit(run({VMEM_TOOLS_PATH "/vtop", std::to_string(child.pid()), hex(start)}).status);
+  }
+  int status = 0;
+  REQUIRE(waitpid(pid, &status, 0) == pid);
+  CHECK(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 0);
 }
 
 TEST_CASE("vtop says hidden, exits 2 and gives a hint to an unprivileged user") {
