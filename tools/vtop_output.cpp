@@ -574,7 +574,7 @@ void JsonResults::pte(const Row& row) {
   out_.append(R"(,"cache":)");
   const CacheAttribute cache = pte_bit::cache(e.pte);
   name(cache == CacheAttribute::unknown ? std::string_view{} : to_string(cache));
-  if (row.walk == nullptr) {
+  if (row.walk == nullptr || !row.every_level) {
     out_.append(R"(,"entries":null})");
     return;
   }

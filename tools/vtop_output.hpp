@@ -30,6 +30,7 @@ struct Row {
   VirtAddr shown;                    ///< the address asked for; extent.va for a run
   const FrameView* frame = nullptr;  ///< null: not asked for, or no frame
   const PageWalk* walk = nullptr;    ///< of a single address through page tables
+  bool every_level = false;  ///< of the walk, and where its tables lie: --walk alone asks
   /// Translator::vm_ops(); null: not known, or not asked for.
   const std::string* vm_ops = nullptr;
 };

@@ -302,8 +302,12 @@ class Vtop {
     if (options_.walk && vma != nullptr) {
       if (auto told = translator_.vm_ops(extent.va)) vm_ops = std::move(*told);
     }
-    const Row row{
-        vma, extent, asked, nullptr, walk ? &*walk : nullptr, vm_ops ? &*vm_ops : nullptr};
+    const Row row{.vma = vma,
+                  .extent = extent,
+                  .shown = asked,
+                  .walk = walk ? &*walk : nullptr,
+                  .every_level = options_.walk,
+                  .vm_ops = vm_ops ? &*vm_ops : nullptr};
     if (options_.frames && extent.state == PageState::resident)
       show_one_frame(row, block);
     else
