@@ -72,6 +72,8 @@ const GoldenCase cases[] = {
     {"error-flags", "--sysroot x86-64 -e [heap]=ram,flags=io,ppf 1042"},
     {"error-trailing-comma", "--sysroot x86-64 -e [heap]=ram, 1042"},
     {"error-select-range", "--sysroot x86-64 -e 1000-2000=ram 1042"},
+    {"error-watch-nan", "--sysroot x86-64 -e [heap]=ram --watch nan 1042"},
+    {"error-count", "--sysroot x86-64 -e [heap]=ram --watch 1 --count -1 1042"},
     {"error-no-policy", "--sysroot x86-64 --policy /nowhere/x.toml 1042"},
     {"error-unknown-column", "--sysroot x86-64 -e [heap]=ram -o nope 1042"},
     {"error-backend-bpf", "--sysroot x86-64 --backend bpf -e [heap]=ram 1042"},

@@ -140,7 +140,7 @@ TEST_CASE("mapcheck, live: without privilege nothing passes") {
   const std::string copy = "/dev/shm/vmem-mapcheck-" + std::to_string(getpid());
   std::filesystem::copy_file(tool_path("mapcheck"), copy);
   for (const std::string line :
-       {"[stack]=ram,sparse", "[stack]=any,sparse", "*=any,sparse", "[heap]=1000+4K"}) {
+       {"[stack]=ram,sparse", "[stack]=any,sparse", "*=any,sparse", "[heap]=1000+4K,sparse"}) {
     const RunResult result = run({copy, "-e", line, "self"}, nobody);
     INFO(line << result.out << result.err);
     CHECK(result.status == 2);
