@@ -133,7 +133,7 @@ class Html final : public StatReport {
             (vma.shared ? 8U : 0U),
         name_index(vma.path),
         pages(s.rss, rss),
-        s.known(pss) ? std::optional(s.pss() >> 10) : std::nullopt,
+        s.known(pss) ? std::optional(s.pss()) : std::nullopt,
         pages(s.uss, uss),
         pages(s.swap, swap),
         pages(s.hugetlb, hugetlb),
