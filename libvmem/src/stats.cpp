@@ -520,8 +520,13 @@ class Summing {
     Pfn first = extent.pfn;
     std::uint64_t frames = page_size_.pages(extent.bytes);
     if (hugetlb_ && extent.leaf_shift != 0) sums_.folios.add(extent.leaf_shift, extent.bytes);
-    if (!spans_.empty() && spans_.back().first + spans_.back().frames == first) {
-      spans_.back().frames += frames;
+    // Frames often come in descending order, as the allocator hands them out: a span grows either
+    // way.
+    FrameSpan* const last = spans_.empty() ? nullptr : &spans_.back();
+    if (last != nullptr && last->first + last->frames == first) {
+      last->frames += frames;
+    } else if (last != nullptr && first + frames == last->first) {
+      *last = {first, last->frames + frames};
     } else {
       spans_.push_back({first, frames});
     }
