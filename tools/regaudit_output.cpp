@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 /// How regaudit shows what it found: a table with the findings below it, JSON, JUnit.
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -182,6 +183,7 @@ void show_text(const Report& report, const RegauditOptions& options,
     }
   }
   if (any) table.print(out, !options.no_headings);
+  std::uint64_t advised = 0;  ///< by kind
   for (const AuditGroup& group : report.groups) {
     for (std::size_t i = 0; i < group.audits.size(); ++i) {
       for (const AuditFinding& f : group.audits[i].findings) {
@@ -189,6 +191,9 @@ void show_text(const Report& report, const RegauditOptions& options,
                   printable(name_of(group.registrations[i])), to_string(f.kind),
                   detail_of(f, options.bytes));
         out.end_line();
+        const std::uint64_t bit = std::uint64_t{1} << static_cast<unsigned>(f.kind);
+        if ((advised & bit) != 0) continue;
+        advised |= bit;  // once is enough
         out.print("  {}", advice(f.kind));
         if (!out.end_line()) return;
       }
@@ -222,7 +227,12 @@ void json_registration(const AuditGroup& group, std::size_t i, Output& out) {
   out.append(",\"nodes\":{");
   for (std::size_t n = 0; n < a.nodes.size(); ++n)
     out.print("{}\"{}\":{}", n == 0 ? "" : ",", a.nodes[n].first, a.nodes[n].second);
-  out.print("}},\"resident\":{}", a.resident_bytes);
+  const bool unpinned = std::ranges::any_of(
+      a.findings, [](const AuditFinding& f) { return f.kind == AuditFindingKind::unpinned; });
+  out.print("}},\"resident\":{},\"pinned\":{}", a.resident_bytes,
+            unpinned         ? "false"
+            : a.pins_checked ? "true"
+                             : "null");
   if (a.complete) {
     out.print(R"(,"extents":{},"largest_extent":{},"best_page_size":{},"entries":{})", a.extents,
               a.largest_extent, a.best_page_size, a.entries);

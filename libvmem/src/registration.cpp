@@ -30,6 +30,7 @@ struct VmaView {
   bool dont_fork = false;
   bool hugetlb = false;
   bool pfnmap = false;
+  bool unlinked = false;
   const char* refused = nullptr;    ///< why get_user_pages() refuses, whatever the access
   const char* no_write = nullptr;   ///< why it refuses a device that writes
   const char* file = nullptr;       ///< why a long-term pin for writing is refused since 6.4
@@ -38,6 +39,7 @@ struct VmaView {
 VmaView view_of(const Vma& vma, VmaInspector& inspector) {
   VmaView view{.range = vma.range, .private_writable = !vma.shared && vma.writable};
   view.hugetlb = inspector.hugetlb_page_size(vma).has_value();
+  view.unlinked = vma.path.ends_with(" (deleted)") && !vma.path.starts_with("/memfd:");
   const auto flags = inspector.flags(vma);
   view.flags_known = flags.has_value();
   if (flags) {
@@ -189,6 +191,7 @@ class Auditor {
   /// What does not depend on pages.
   void begin(Open& o) const {
     const Registration& r = *o.registration;
+    o.audit->pins_checked = r.pinned && r.through_kernel && pins_.valid();
     const Evidence whole{.va = r.range.start, .bytes = r.range.bytes()};
     if (r.iova_rule == IovaRule::virt && r.iova != r.range.start.value) {
       Evidence evidence = whole;
@@ -225,6 +228,8 @@ class Auditor {
       else if (r.device_writes && view_.file != nullptr)
         add(audit, AuditFindingKind::no_longterm_pin, Severity::warning, view_.file, evidence);
     }
+    if (!r.through_kernel && view_.hugetlb && view_.unlinked)
+      add(audit, AuditFindingKind::unlinked, Severity::info, "(deleted)", evidence);
     if (view_.private_writable && view_.flags_known && !view_.dont_fork)
       add(audit, AuditFindingKind::fork_hazard,
           r.copied_at_fork ? Severity::info : planned_or(Severity::warning), "no VmFlags dc",
@@ -248,7 +253,8 @@ class Auditor {
         resident(o, extent, part);
         break;
       case PageState::absent:
-        add(audit, AuditFindingKind::not_resident, planned_or(Severity::error), "", evidence);
+        if (!options_.planned || view_.refused == nullptr)
+          add(audit, AuditFindingKind::not_resident, planned_or(Severity::error), "", evidence);
         break;
       case PageState::swapped:
         add(audit, AuditFindingKind::swapped, planned_or(Severity::error), "", evidence);
@@ -460,10 +466,11 @@ class Auditor {
     const std::uint64_t step = extent.leaf_shift > page_size_.shift()
                                    ? std::uint64_t{1} << (extent.leaf_shift - page_size_.shift())
                                    : 1;
-    pins_.unpinned(pfn, frames, step, [&](Pfn first, std::uint64_t count) {
+    const bool asked = pins_.unpinned(pfn, frames, step, [&](Pfn first, std::uint64_t count) {
       add(*o.audit, AuditFindingKind::unpinned, Severity::error, "no pin",
           evidence_of(part, pfn, first, count));
     });
+    if (!asked) o.audit->pins_checked = false;
   }
 
   void finish(Open& o) const {

@@ -254,6 +254,10 @@ KindText text_of(AuditFindingKind kind) {
       return {"over-memlock",
               "raise RLIMIT_MEMLOCK (ulimit -l, LimitMEMLOCK=) or grant CAP_IPC_LOCK; registering "
               "fails with ENOMEM"};
+    case AuditFindingKind::unlinked:
+      return {"unlinked",
+              "the primary keeps its pages until it ends, but no secondary can start: leave the "
+              "files of hugetlbfs alone, or expect it of --huge-unlink"};
     case AuditFindingKind::unpinned:
       return {"unpinned", "the kernel may move these pages under the device: register them again"};
     case AuditFindingKind::hidden:

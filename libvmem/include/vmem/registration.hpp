@@ -72,6 +72,7 @@ enum class AuditFindingKind : std::uint8_t {
   cma,              ///< a CMA area: as movable
   fragmented,       ///< more entries in the device's tables than the range needs
   over_memlock,     ///< beyond RLIMIT_MEMLOCK
+  unlinked,         ///< the huge page's file is gone: no other process can map it any more
   unpinned,         ///< registered, yet no frame of it is pinned
   // Not known, each with Severity::unknown: never taken for good.
   hidden,           ///< PFNs are not shown to this reader
@@ -119,6 +120,9 @@ struct Audit {
   std::uint64_t ideal_entries = 0;
   std::vector<std::pair<unsigned, std::uint64_t>> nodes;  ///< node, bytes; ascending
   std::uint64_t node_unknown_bytes = 0;
+  /// Of a registration that must be pinned: whether each frame in memory was asked about (only
+  /// the kernel module tells). False: that it is not pinned could not have been found.
+  bool pins_checked = false;
   std::vector<AuditFinding> findings;
 
   /// The worst finding: error before unknown before warning before info; empty: none at all.
