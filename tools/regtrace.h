@@ -28,26 +28,26 @@ struct regtrace_header {
 };
 
 enum regtrace_op {
-  regtrace_start = 1,     /* a program begins, or a child of fork(2): nothing of the PID's holds */
+  regtrace_start = 1, /* a program begins, or a child of fork(2): nothing of the PID's holds */
   regtrace_register = 2,
   regtrace_deregister = 3, /* by `id`; noted first, since the `id` is free for others afterwards */
-  regtrace_failed = 4,    /* to register; `error` is errno */
+  regtrace_failed = 4, /* to register; `error` is errno */
   regtrace_fork_init = 5, /* ibv_fork_init() succeeded */
-  regtrace_dmabuf = 6,    /* as register; `address` is an offset into the dma-buf */
-  regtrace_kept = 7,      /* the deregistration of `id` failed: it goes on */
+  regtrace_dmabuf = 6, /* as register; `address` is an offset into the dma-buf */
+  regtrace_kept = 7, /* the deregistration of `id` failed: it goes on */
 };
 
 struct regtrace_record {
-  uint32_t op;      /* regtrace_op */
-  int32_t pid;      /* in the process's own PID namespace */
+  uint32_t op; /* regtrace_op */
+  int32_t pid; /* in the process's own PID namespace */
   uint64_t address;
   uint64_t length;
   uint64_t iova;
   uint32_t lkey, rkey;
-  uint32_t access;  /* IBV_ACCESS_* */
+  uint32_t access; /* IBV_ACCESS_* */
   int32_t error;
   uint64_t time_ns; /* CLOCK_MONOTONIC */
-  uint64_t id;      /* of the registration within the process (its struct ibv_mr) */
+  uint64_t id; /* of the registration within the process (its struct ibv_mr) */
 };
 
 #endif

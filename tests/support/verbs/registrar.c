@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * registrar MODE: registers memory in one way or another, prints "mr VA LENGTH LKEY" (hexadecimal) for each
- * registration that it still has, "ready", and waits for the end of its input.
+ * registrar MODE: registers memory in one way or another, prints "mr VA LENGTH LKEY" (hexadecimal)
+ * for each registration that it still has, "ready", and waits for the end of its input.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <signal.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -25,8 +25,8 @@ __asm__(".symver dereg_mr_1_0, ibv_dereg_mr@IBVERBS_1.0");
 
 enum { page = 4096, write_access = 1 };
 
-static char *memory(size_t bytes) {
-  char *map = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+static char* memory(size_t bytes) {
+  char* map = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
   if (map == MAP_FAILED) exit(3);
   memset(map, 1, bytes);
@@ -34,7 +34,7 @@ static char *memory(size_t bytes) {
   return map;
 }
 
-static void tell(const void *addr, size_t length, uint32_t lkey) {
+static void tell(const void* addr, size_t length, uint32_t lkey) {
   printf("mr %lx %zx %x\n", (unsigned long)addr, length, lkey);
 }
 
@@ -48,9 +48,9 @@ static void wait_for_end(void) {
 }
 
 static void each_way(void) {
-  char *at = memory(64 * page);
-  struct ibv_mr *mr;
-  struct ibv_mr_1_0 *old;
+  char* at = memory(64 * page);
+  struct ibv_mr* mr;
+  struct ibv_mr_1_0* old;
 
   if (ibv_fork_init() != 0) exit(4);
   mr = reg_mr_1_1(NULL, at, page, write_access);
@@ -79,15 +79,15 @@ static void each_way(void) {
   tell(at + 22 * page, page, mr->lkey);
 }
 
-static void *churn(void *memory_of_thread) {
-  char *at = memory_of_thread;
+static void* churn(void* memory_of_thread) {
+  char* at = memory_of_thread;
 
   for (int i = 0; i < 2000; ++i) {
-    struct ibv_mr *mr = reg_mr_1_1(NULL, at, page, write_access);
+    struct ibv_mr* mr = reg_mr_1_1(NULL, at, page, write_access);
 
     if (dereg_mr_1_1(mr) != 0) exit(9);
   }
-  struct ibv_mr *mr = reg_mr_1_1(NULL, at, 3 * page, write_access);
+  struct ibv_mr* mr = reg_mr_1_1(NULL, at, 3 * page, write_access);
 
   flockfile(stdout);
   tell(at, 3 * page, mr->lkey);
@@ -97,7 +97,7 @@ static void *churn(void *memory_of_thread) {
 
 static void threads(void) {
   pthread_t all[8];
-  char *at = memory(8 * 4 * page);
+  char* at = memory(8 * 4 * page);
 
   for (int i = 0; i < 8; ++i) {
     if (pthread_create(&all[i], NULL, churn, at + i * 4 * page) != 0) exit(10);
@@ -113,13 +113,15 @@ static void cost(void) {
   clock_gettime(CLOCK_MONOTONIC, &start);
   for (int i = 0; i < calls; ++i) reg_mr_1_1(NULL, &start, 1, write_access);
   clock_gettime(CLOCK_MONOTONIC, &end);
-  printf("%.0f\n", ((double)(end.tv_sec - start.tv_sec) * 1e9 + (double)(end.tv_nsec - start.tv_nsec)) / calls);
+  printf(
+      "%.0f\n",
+      ((double)(end.tv_sec - start.tv_sec) * 1e9 + (double)(end.tv_nsec - start.tv_nsec)) / calls);
   exit(0);
 }
 
-int main(int argc, char **argv) {
-  const char *mode = argc > 1 ? argv[1] : "each-way";
-  char *at;
+int main(int argc, char** argv) {
+  const char* mode = argc > 1 ? argv[1] : "each-way";
+  char* at;
 
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (strcmp(mode, "each-way") == 0) {
@@ -131,7 +133,7 @@ int main(int argc, char **argv) {
   } else if (strcmp(mode, "exec") == 0) {
     /* What it registers here is gone with the program. */
     reg_mr_1_1(NULL, memory(page), page, write_access);
-    execl("/proc/self/exe", argv[0], "each-way", (char *)NULL);
+    execl("/proc/self/exe", argv[0], "each-way", (char*)NULL);
     exit(11);
   } else if (strcmp(mode, "fork") == 0) {
     /* The child has its own, the parent keeps its own. */

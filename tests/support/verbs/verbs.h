@@ -14,17 +14,19 @@ struct ibv_mr {
 struct ibv_mr_1_0 {
   void *context, *pd;
   uint32_t lkey, rkey;
-  struct ibv_mr *real_mr;
+  struct ibv_mr* real_mr;
 };
 
-struct ibv_mr *ibv_reg_mr_iova(void *pd, void *addr, size_t length, uint64_t iova, int access);
-struct ibv_mr *ibv_reg_mr_iova2(void *pd, void *addr, size_t length, uint64_t iova, unsigned access);
-struct ibv_mr *ibv_reg_dmabuf_mr(void *pd, uint64_t offset, size_t length, uint64_t iova, int fd, int access);
-int ibv_rereg_mr(struct ibv_mr *mr, int flags, void *pd, void *addr, size_t length, int access);
+struct ibv_mr* ibv_reg_mr_iova(void* pd, void* addr, size_t length, uint64_t iova, int access);
+struct ibv_mr* ibv_reg_mr_iova2(void* pd, void* addr, size_t length, uint64_t iova,
+                                unsigned access);
+struct ibv_mr* ibv_reg_dmabuf_mr(void* pd, uint64_t offset, size_t length, uint64_t iova, int fd,
+                                 int access);
+int ibv_rereg_mr(struct ibv_mr* mr, int flags, void* pd, void* addr, size_t length, int access);
 int ibv_fork_init(void);
-struct ibv_mr *reg_mr_1_1(void *pd, void *addr, size_t length, int access);
-struct ibv_mr_1_0 *reg_mr_1_0(void *pd, void *addr, size_t length, int access);
-int dereg_mr_1_1(struct ibv_mr *mr);
-int dereg_mr_1_0(struct ibv_mr_1_0 *old);
+struct ibv_mr* reg_mr_1_1(void* pd, void* addr, size_t length, int access);
+struct ibv_mr_1_0* reg_mr_1_0(void* pd, void* addr, size_t length, int access);
+int dereg_mr_1_1(struct ibv_mr* mr);
+int dereg_mr_1_0(struct ibv_mr_1_0* old);
 
 #endif
