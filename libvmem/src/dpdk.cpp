@@ -266,7 +266,7 @@ Result<DpdkMemory> read_dpdk(const SysRoot& tree, const std::string& directory) 
   memory.legacy = load<std::uint32_t>(bytes.data() + layout->legacy) != 0;
   memory.single_file_segments = load<std::uint32_t>(bytes.data() + layout->single_file) != 0;
   memory.dma_mask_bits = load<std::uint8_t>(bytes.data() + layout->dma_mask_bits);
-  for (std::uint32_t i = 0; i < layout->memseg_lists; ++i) {
+  for (std::size_t i = 0; i < layout->memseg_lists; ++i) {
     auto read =
         read_list(tree, directory, *layout,
                   bytes.data() + layout->memsegs + i * layout->memseg_list_bytes, *config, memory);
