@@ -168,10 +168,12 @@ guest_modules=(uio_pci_generic uio_cif vfio-pci zram lzo-rle ext4)
 
 # build_programs: the tests, what they start, and the tools, static.
 build_programs() {
-  local cross=()
+  local cross=() wanted=(vmem-tools)
   case $arch in
     amd64) build=${build:-build/dev} ;;
     arm64)
+      # regaudit's libnl would have to be arm64's.
+      wanted=(vtop mapcheck vmastat)
       build=${build:-build/arm64}
       # Of fmt only headers are used, which are the same for all.
       cross=("-Dfmt_DIR=/usr/lib/$(gcc -print-multiarch)/cmake/fmt" -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64
@@ -184,7 +186,7 @@ build_programs() {
     cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Debug "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -g" "${launcher[@]}" "${cross[@]}" \
       >/dev/null
   fi
-  cmake --build "$build" --target vmem-vm vmem-tools memory-kinds plain-pagemap
+  cmake --build "$build" --target vmem-vm "${wanted[@]}" memory-kinds plain-pagemap
   local program tools strip=strip
   [[ $arch != arm64 ]] || strip=aarch64-linux-gnu-strip
   mkdir -p "$work/bin"

@@ -273,7 +273,8 @@ class KmodTranslator final : public Translator {
       return nonsense(at);
     }
     if (at.value < run.va) {
-      if (!(open = builder.add(absent(at, {run.va})))) return at;
+      open = builder.add(absent(at, {run.va}));
+      if (!open) return at;
       at = {run.va};
     }
     std::uint64_t step = 0;
