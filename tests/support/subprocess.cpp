@@ -47,6 +47,8 @@ class Pipe {
   int stdout_fd = out;
   if (!options.stdout_path.empty())
     stdout_fd = open(options.stdout_path.c_str(), O_WRONLY | O_CLOEXEC);
+  // Another user may not reach the program's folder: it is opened before there is one.
+  const int program = options.uid ? open(argv[0], O_PATH | O_CLOEXEC) : -1;
   bool good = stdout_fd >= 0 && dup2(in, 0) >= 0 && dup2(stdout_fd, 1) >= 0 && dup2(err, 2) >= 0;
   if (!options.directory.empty()) good = good && chdir(options.directory.c_str()) == 0;
   if (options.uid) {
@@ -55,6 +57,7 @@ class Pipe {
            setresuid(*options.uid, *options.uid, *options.uid) == 0;
   }
   signal(SIGPIPE, SIG_DFL);
+  if (good && program >= 0) execveat(program, "", argv.data(), envp.data(), AT_EMPTY_PATH);
   if (good) execvpe(argv[0], argv.data(), envp.data());
   const int error = errno;
   (void)!write(failure, &error, sizeof error);
