@@ -174,7 +174,7 @@ class Look {
         if (classify(i).vma_class == VmaClass::device) choices.push_back({i, SIZE_MAX});
       }
     }
-    std::ranges::stable_sort(choices, {}, &Choice::vma);
+    std::ranges::sort(choices, {}, [](const Choice& c) { return std::pair(c.vma, c.rule); });
 
     std::vector<MappingCheck> checks;
     std::vector<std::size_t> rows;  // of each of `checks`
@@ -316,7 +316,7 @@ class Look {
     // As the rules were asked; what --auto found comes last.
     std::vector<std::size_t> order(report_.rows.size());
     for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
-    std::ranges::stable_sort(order, {}, [&](std::size_t i) { return order_[i]; });
+    std::ranges::sort(order, {}, [&](std::size_t i) { return std::pair(order_[i], i); });
     std::vector<CheckedMapping> rows;
     rows.reserve(order.size());
     for (const std::size_t i : order) rows.push_back(std::move(report_.rows[i]));

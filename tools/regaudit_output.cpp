@@ -420,7 +420,7 @@ std::string detail_of(const AuditFinding& f, bool bytes) {
     if (e.actual) text += fmt::format(" {} {}", actual, number(*e.actual));
     if (f.where.size() < f.runs && &e == &f.where.back()) text += ", …";
   }
-  if (*f.flag != '\0') text += fmt::format(" [{}]", f.flag);
+  if (!f.flag.empty()) text += fmt::format(" [{}]", f.flag);
   return text;
 }
 
@@ -433,7 +433,7 @@ std::string finding_json(const AuditFinding& f) {
   std::string text = fmt::format(
       R"({{"kind":"{}","severity":"{}","va":"{:#x}","bytes":{},"runs":{},"flag":{},"pages":[)",
       to_string(f.kind), to_string(f.severity), f.where.empty() ? 0 : f.where.front().va.value,
-      f.bytes, f.runs, *f.flag == '\0' ? "null" : json_string(f.flag));
+      f.bytes, f.runs, f.flag.empty() ? "null" : json_string(f.flag));
   for (const Evidence& e : f.where) {
     if (&e != &f.where.front()) text += ',';
     text += fmt::format(R"({{"va":"{:#x}","bytes":{},"pfn":{})", e.va.value, e.bytes,

@@ -514,7 +514,7 @@ static_assert(std::popcount(x86::accessed | x86::dirty) == 2);
 class Usage {
  public:
   explicit Usage(std::uint64_t bits)
-      : low_(bits & (~bits + 1)), high_(bits & ~low_), some_(0), all_(bits) {}
+      : low_(bits & (~bits + 1)), high_(bits & ~low_), all_(bits) {}
   void add(std::uint64_t leaf) {
     some_ |= leaf & (low_ | high_);
     all_ &= leaf;
@@ -531,7 +531,7 @@ class Usage {
   }
 
  private:
-  std::uint64_t low_, high_, some_, all_;
+  std::uint64_t low_, high_, some_ = 0, all_;
 };
 
 /// Adds the leaf at the front of `entries`, and those after it that differ from it in frame and

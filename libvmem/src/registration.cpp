@@ -5,7 +5,6 @@
 #include "vmem/registration.hpp"
 
 #include <algorithm>
-#include <numeric>
 
 #include "errors.hpp"
 #include "registration_facts.hpp"
@@ -70,10 +69,10 @@ VmaView view_of(const Vma& vma, VmaInspector& inspector) {
 }
 
 /// Adds a run to the finding of its kind, which is made if need be.
-void add(Audit& audit, AuditFindingKind kind, Severity severity, const char* flag,
+void add(Audit& audit, AuditFindingKind kind, Severity severity, std::string_view flag,
          Evidence evidence) {
   const auto same = [&](const AuditFinding& f) {
-    return f.kind == kind && f.severity == severity && std::string_view(f.flag) == flag;
+    return f.kind == kind && f.severity == severity && f.flag == flag;
   };
   auto found = std::ranges::find_if(audit.findings, same);
   if (found == audit.findings.end()) {
@@ -133,7 +132,7 @@ class Auditor {
   Result<std::vector<Audit>> run(std::span<const Registration> registrations) {
     std::vector<Audit> audits(registrations.size());
     std::vector<std::size_t> order(registrations.size());
-    std::iota(order.begin(), order.end(), std::size_t{0});
+    for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
     std::ranges::sort(order, {}, [&](std::size_t i) { return registrations[i].range.start; });
     for (const Registration& r : registrations) {
       if (!r.range.empty()) continue;
@@ -266,8 +265,8 @@ class Auditor {
         if (extent.reason == Reason::poison_marker)
           add(audit, AuditFindingKind::hwpoison, Severity::error, "poison marker", evidence);
         else
-          add(audit, AuditFindingKind::special_entry, Severity::unknown,
-              to_string(extent.reason).data(), evidence);
+          add(audit, AuditFindingKind::special_entry, Severity::unknown, to_string(extent.reason),
+              evidence);
         break;
       case PageState::hidden:
         audit.resident_bytes += part.bytes();
@@ -276,7 +275,7 @@ class Auditor {
       case PageState::unseen:
         // What cannot be registered at all needs no frames to be told so.
         if (!r.through_kernel || view_.refused == nullptr)
-          add(audit, AuditFindingKind::unseen, Severity::unknown, to_string(extent.reason).data(),
+          add(audit, AuditFindingKind::unseen, Severity::unknown, to_string(extent.reason),
               evidence);
         break;
       case PageState::unmapped:
@@ -529,10 +528,11 @@ class Auditor {
           add(audits[i], AuditFindingKind::limits_unknown, Severity::unknown, "limits", whole);
         continue;
       }
+      const std::uint64_t memlock = *limits.memlock;
       sum += blocks(r.range, page_size_.shift()) << page_size_.shift();
-      if (limits.ipc_lock || sum <= *limits.memlock) continue;
+      if (limits.ipc_lock || sum <= memlock) continue;
       Evidence evidence = whole;
-      evidence.expected = *limits.memlock;
+      evidence.expected = memlock;
       evidence.actual = sum;
       add(audits[i], AuditFindingKind::over_memlock, r.pinned ? Severity::warning : Severity::error,
           "RLIMIT_MEMLOCK", evidence);

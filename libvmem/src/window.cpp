@@ -136,7 +136,9 @@ class Findings {
       std::ranges::move(same, std::back_inserter(result.findings));
       same.clear();
     }
-    std::ranges::stable_sort(result.findings, {}, &Finding::va);
+    // Not a stable sort: libstdc++'s of GCC 12 makes clang warn.
+    std::ranges::sort(result.findings, {},
+                      [](const Finding& f) { return std::pair(f.va, f.kind); });
     result.more_findings = more_;
   }
 

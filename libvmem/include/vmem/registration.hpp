@@ -101,7 +101,7 @@ struct AuditFinding {
   static constexpr std::size_t kept_runs = 8;
   AuditFindingKind kind = AuditFindingKind::unmapped;
   Severity severity = Severity::error;
-  const char* flag = "";        ///< what tells: "pf", "io", "dc", "kpageflags ksm"; static
+  std::string_view flag;        ///< what tells: "pf", "io", "dc", "kpageflags ksm"; static
   std::uint64_t bytes = 0;      ///< in all runs together
   std::uint64_t runs = 0;
   std::vector<Evidence> where;  ///< the first kept_runs of them, in order
