@@ -41,7 +41,7 @@ int run(int argc, char** argv) {
       ->type_name("N")
       ->needs(watch);
   app.add_option("--threads", options.threads,
-                 "Threads for long walks: 1 or 2 (default: 2 if there are CPUs)")
+                 "Threads for long walks: 1 or 2 (default: 2 with two CPUs or more)")
       ->type_name("N")
       ->check(CLI::Range(1, 2));
   add_common_options(app, "vmastat", options);

@@ -55,7 +55,7 @@ std::expected<std::vector<std::string>, int> parse(VtopOptions& options, int arg
       ->check(CLI::NonNegativeNumber)
       ->needs(watch);
   app.add_option("--threads", options.threads,
-                 "Threads for long walks: 1 or 2 (default: 2 if there are CPUs)")
+                 "Threads for long walks: 1 or 2 (default: 2 with two CPUs or more)")
       ->type_name("N")
       ->check(CLI::Range(1, 2));
   add_common_options(app, "vtop", options);
@@ -68,7 +68,7 @@ std::expected<std::vector<std::string>, int> parse(VtopOptions& options, int arg
       "Exit status: 0 resident (or a range is answered), 1 not resident, 2 not answered.\n\n"
       "Examples:\n"
       "  vtop 1234 0x7ffd1c2a4000       one address\n"
-      "  vtop 1234 [heap] libc.so.6+0   a mapping, and the first byte of a file\n"
+      "  vtop 1234 '[heap]' libc.so.6+0 a mapping, and the first byte of a file\n"
       "  vtop -w 1234 0x7ffd1c2a4000    with the entry of each page-table level\n"
       "  vtop -J -f 1234                everything, with frame facts, as JSON\n"
       "  vtop -n postgres 7f2c00000000+16M --pages");
