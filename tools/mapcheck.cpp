@@ -338,7 +338,7 @@ int run(int argc, char** argv) {
       return 2;
     }
     const SysRoot root = process->root();
-    return run_checks({.root = root, .one = std::move(*process)}, options, std::move(*rules),
+    return run_checks({.root = root, .one = std::move(process)}, options, std::move(*rules),
                       *columns, messages);
   }
   const auto root = open_root(options, messages);

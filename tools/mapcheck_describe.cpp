@@ -120,7 +120,7 @@ std::string escaped(std::string_view path) {
 std::string selector(const std::vector<Vma>& vmas, std::size_t which,
                      const std::vector<std::size_t>& same_name) {
   const Vma& vma = vmas[which];
-  const std::string address = fmt::format("{:#x}", vma.range.start.value);
+  std::string address = fmt::format("{:#x}", vma.range.start.value);
   if (vma.path.empty() || toml_string(vma.path).empty()) return address;
   for (const std::string& text :
        {escaped(vma.path), fmt::format("{}+{:#x}", escaped(vma.path), vma.offset)}) {

@@ -363,7 +363,7 @@ class Judge {
       not_seen(FindingKind::unseen, extent, std::string(to_string(extent.reason)));
   }
 
-  void hole(Extent extent, std::string detail) {
+  void hole(Extent extent, const std::string& detail) {
     if (check_.sparse) return;
     result_.pages_checked += page_size_.pages(extent.bytes);
     while (extent.bytes != 0) {
