@@ -15,7 +15,7 @@ using Align = TextTable::Align;
 constexpr auto names = std::to_array<std::string_view>({"verdict", "name", "pid", "comm", "vma",
                                                         "end", "size", "perms", "kind", "window",
                                                         "pages", "ok", "findings", "backend"});
-enum : std::size_t {
+enum : std::uint8_t {
   verdict,
   name,
   pid,

@@ -15,7 +15,7 @@ namespace vmem::tools {
 /// Columns of the table, for --help and messages.
 std::string mapcheck_column_names();
 /// Indices; the error is the name that is none.
-std::expected<std::vector<std::size_t>, std::string> mapcheck_columns(std::string_view names);
+std::expected<std::vector<std::size_t>, std::string> mapcheck_columns(std::string_view chosen);
 
 /// The verdicts, then the findings.
 void print_table(Output& out, const Report& report, const MapcheckOptions& options,

@@ -159,7 +159,7 @@ std::expected<void, std::string> set_option(Check& check, std::string_view key,
   if (key == "offset") {
     const auto bytes = parse_size(value);
     if (!bytes) return std::unexpected("not a size in bytes");
-    check.offset = *bytes;
+    check.offset = bytes;
     return {};
   }
   if (key == "perms") {
@@ -194,7 +194,7 @@ std::expected<void, std::string> set_option(Check& check, std::string_view key,
   if (key == "node") {
     const auto node = whole_number(value);
     if (!node) return std::unexpected("not the number of a NUMA node");
-    check.node = *node;
+    check.node = node;
     return {};
   }
   if (key == "flags") {
