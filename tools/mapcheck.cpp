@@ -2,6 +2,7 @@
 /// mapcheck: whether mappings lie where they must.
 #include <fcntl.h>
 #include <malloc.h>
+#include <poll.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -17,7 +18,6 @@
 #include <new>
 #include <string>
 #include <string_view>
-#include <thread>
 #include <vector>
 
 #include "mapcheck_report.hpp"
@@ -181,12 +181,13 @@ class Watch {
   /// Whether there is anything to say. With `lines`, it is said.
   bool differs(const Report& report, Output* lines) {
     std::map<std::string, std::string> next;
+    std::map<std::string, unsigned> seen;  // checks that are alike are told apart by number
     bool any = first_;
     for (const CheckedMapping& row : report.rows) {
       std::string key = row.check->name;
       if (row.vma) key += fmt::format(" at {:#x}", row.vma->range.start.value);
       if (row.pid != 0) key += fmt::format(" of {}", row.pid);
-      while (next.contains(key)) key += '\'';
+      if (const unsigned again = seen[key]++; again != 0) key += fmt::format(" #{}", again + 1);
       std::string said = signature(row);
       const auto before = last_.find(key);
       if (before == last_.end() || before->second != said) {
@@ -242,7 +243,7 @@ int run_checks(const Subjects& subjects, const MapcheckOptions& options, std::ve
       const bool differs = watch.differs(report, options.json ? nullptr : &out);
       if (options.json && differs) print_json(out, report, subjects.root, true);
     } else if (options.json) {
-      watch.differs(report, nullptr);
+      if (options.watch) watch.differs(report, nullptr);
       print_json(out, report, subjects.root, options.watch.has_value());
     } else if (options.tap) {
       print_tap(out, report);
@@ -251,7 +252,7 @@ int run_checks(const Subjects& subjects, const MapcheckOptions& options, std::ve
     } else if (options.junit == "-") {
       out.append(junit(report));
     } else {
-      watch.differs(report, nullptr);
+      if (options.watch) watch.differs(report, nullptr);
       print_table(out, report, options, columns);
     }
     out.flush();
@@ -261,7 +262,8 @@ int run_checks(const Subjects& subjects, const MapcheckOptions& options, std::ve
     }
     if (!options.watch || (options.count != 0 && looks >= options.count) || out.failed()) break;
     if (subjects.one && !subjects.one->check_alive()) break;
-    std::this_thread::sleep_for(std::chrono::duration<double>(*options.watch));
+    // Unlike sleep_for(), a signal ends it.
+    poll(nullptr, 0, static_cast<int>(std::min(std::ceil(*options.watch * 1000), 2e9)));
     if (interrupted()) break;
   }
   status = finish_output(out, status, messages);
@@ -305,6 +307,9 @@ int run(int argc, char** argv) {
     return usage("nothing is asked", "give -e, --policy, --auto or --print-policy; see --help");
   if (asked && options.print_policy)
     return usage("--print-policy excludes -e, --policy and --auto", "see --help");
+  if (options.junit == "-" &&
+      (options.json || options.tap || options.openmetrics || options.watch || options.print_policy))
+    return usage("--junit -: stdout has another use", "give --junit FILE; see --help");
   const bool by_policy = words->size() == 1 && words->front() == "-";
   if (by_policy && (options.policy.empty() || options.all || !options.comm.empty()))
     return usage("-: names the processes of a policy", "give --policy FILE, and no other TARGET");

@@ -106,14 +106,17 @@ std::string toml_string(std::string_view text) {
   return plain ? json_string(text) : "";
 }
 
-std::string escaped(std::string_view path) {
-  const std::string_view magic = path.starts_with('[') ? "*?\\" : "*?\\[";
+std::string escaped(std::string_view path, std::string_view magic) {
   std::string glob;
   for (const char c : path) {
     if (magic.contains(c)) glob += '\\';
     glob += c;
   }
   return glob;
+}
+
+std::string escaped(std::string_view path) {
+  return escaped(path, path.starts_with('[') ? "*?\\" : "*?\\[");
 }
 
 /// The first of name, name and offset, and address that selects this mapping and no other.
@@ -188,7 +191,7 @@ Result<std::string> describe_policy(const Process& process, Translator& translat
       });
   if (!walked) return std::unexpected(walked.error());
 
-  const std::string comm = toml_string(escaped(process.comm()));
+  const std::string comm = toml_string(escaped(process.comm(), "*?\\["));
   std::string policy =
       fmt::format("# The mappings of process {} ({}) as they were; see vmem-policy(5).\n",
                   process.pid(), printable(process.comm()));

@@ -219,7 +219,6 @@ class Look {
   struct Choice {
     std::size_t vma;
     std::size_t rule;
-    friend bool operator==(const Choice&, const Choice&) = default;
   };
 
   std::vector<Choice> choose(const Process& process, const std::vector<Vma>& vmas, bool report) {

@@ -76,7 +76,7 @@ int show(const Report& report, const RegauditOptions& options, const SysRoot& ro
          const Messages& messages);
 std::string regaudit_columns();
 
-int run_dpdk(const RegauditOptions& options, const Messages& messages);
+int run_dpdk(const RegauditOptions& given, const Messages& messages);
 int run_rdma(const RegauditOptions& options, const std::vector<std::string>& words,
              const Messages& messages);
 int run_ranges(const RegauditOptions& options, std::vector<std::string> words,

@@ -404,6 +404,7 @@ std::string detail_of(const AuditFinding& f, bool bytes) {
   const bool plain =
       f.kind == AuditFindingKind::remote_node || f.kind == AuditFindingKind::fragmented;
   const auto number = [&](std::uint64_t value) {
+    // NOLINTNEXTLINE(readability-suspicious-call-argument)
     return sizes ? human_size(value, bytes) : plain ? std::to_string(value) : hex(value);
   };
   std::string text = human_size(f.bytes, bytes);

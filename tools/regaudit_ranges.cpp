@@ -66,8 +66,8 @@ std::optional<std::vector<Registration>> read_ranges(int fd, const std::string& 
     text.append(buffer, static_cast<std::size_t>(got));
     if (end && !text.empty() && !text.ends_with('\n')) text += '\n';
     std::size_t start = 0;
-    for (std::size_t newline; (newline = text.find('\n', start)) != std::string::npos;
-         start = newline + 1) {
+    for (std::size_t newline = text.find('\n'); newline != std::string::npos;
+         start = newline + 1, newline = text.find('\n', start)) {
       ++number;
       const std::string_view line(text.data() + start, newline - start);
       if (line.size() > longest_line) return refuse("the line is too long");
@@ -169,9 +169,10 @@ void add_plan(Report& report, PageSize page_size, bool bytes) {
                             : !l.memlock               ? "unknown"
                             : *l.memlock == UINT64_MAX ? "unlimited"
                                                        : human_size(*l.memlock, bytes);
-  report.text += fmt::format(
-      "registering pins {} pages ({}); limit {}, pinned by now {}, locked {}\n", pages,
-      human_size(pins, bytes), limit, human_size(l.pinned, bytes), human_size(l.locked, bytes));
+  report.text +=
+      fmt::format("registering pins {} pages ({}); limit {}, pinned by now {}, locked {}\n", pages,
+                  human_size(pins, bytes),  // NOLINT(readability-suspicious-call-argument)
+                  limit, human_size(l.pinned, bytes), human_size(l.locked, bytes));
   if (complete) {
     report.text += "table entries:";
     for (const auto& [size, count] : entries)

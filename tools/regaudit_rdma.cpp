@@ -67,7 +67,7 @@ class Attributes {
     nlattr* const attribute = get(type);
     if (attribute == nullptr) return {};
     const char* const data = static_cast<const char*>(nla_data(attribute));
-    return std::string(data, strnlen(data, static_cast<std::size_t>(nla_len(attribute))));
+    return {data, strnlen(data, static_cast<std::size_t>(nla_len(attribute)))};
   }
 
  private:
@@ -157,7 +157,7 @@ std::expected<Inventory, std::string> read_inventory() {
     if (!read) return std::unexpected(read.error());
   }
   // Older kernels do not know the question, and do not copy.
-  (void)netlink->ask(RDMA_NLDEV_CMD_SYS_GET, false, {}, [&](const Attributes& a) {
+  std::ignore = netlink->ask(RDMA_NLDEV_CMD_SYS_GET, false, {}, [&](const Attributes& a) {
     inventory.copy_on_fork = a.number<std::uint8_t>(RDMA_NLDEV_SYS_ATTR_COPY_ON_FORK) == 1;
   });
   return inventory;
@@ -189,6 +189,7 @@ std::vector<Joined> join(const std::vector<const Region*>& regions,
                          const std::vector<TracedRegion>& traced) {
   std::vector<Joined> all;
   std::vector<bool> taken(traced.size());
+  all.reserve(regions.size());
   for (const Region* region : regions) all.push_back({region, nullptr});
   const auto match = [&](auto same) {
     for (Joined& j : all) {
@@ -247,6 +248,8 @@ std::string members_of(const Joined& j) {
 }
 
 Unlocated unlocated_of(const Joined& j, const char* why) {
+  // One of the two is always there.
+  // NOLINTNEXTLINE(clang-analyzer-core.NullDereference)
   Unlocated u{.bytes = j.region != nullptr ? j.region->length : j.traced->length,
               .key = {},
               .device = j.region != nullptr ? j.region->device : "",

@@ -18,6 +18,7 @@
 #define REGTRACE_MAGIC "vmregtr1"
 #define REGTRACE_CAPACITY (UINT64_C(1) << 20)
 
+// NOLINTBEGIN: C, in the kernel's spelling
 struct regtrace_header {
   char magic[8];
   uint32_t record_bytes;
@@ -49,5 +50,7 @@ struct regtrace_record {
   uint64_t time_ns; /* CLOCK_MONOTONIC */
   uint64_t id; /* of the registration within the process (its struct ibv_mr) */
 };
+
+// NOLINTEND
 
 #endif

@@ -123,7 +123,6 @@ class Html final : public StatReport {
     const auto pages = [&](std::uint64_t bytes, std::uint16_t needs) {
       return s.known(needs) ? std::optional(page_size_.pages(bytes)) : std::nullopt;
     };
-    using namespace unknown_sum;
     const std::array<std::optional<std::uint64_t>, column_count> values = {
         start - end_,
         page_size_.pages(vma.range.bytes()),
@@ -132,12 +131,12 @@ class Html final : public StatReport {
         (vma.readable ? 1U : 0U) | (vma.writable ? 2U : 0U) | (vma.executable ? 4U : 0U) |
             (vma.shared ? 8U : 0U),
         name_index(vma.path),
-        pages(s.rss, rss),
-        s.known(pss) ? std::optional(s.pss()) : std::nullopt,
-        pages(s.uss, uss),
-        pages(s.swap, swap),
-        pages(s.hugetlb, hugetlb),
-        pages(s.device, device),
+        pages(s.rss, unknown_sum::rss),
+        s.known(unknown_sum::pss) ? std::optional(s.pss()) : std::nullopt,
+        pages(s.uss, unknown_sum::uss),
+        pages(s.swap, unknown_sum::swap),
+        pages(s.hugetlb, unknown_sum::hugetlb),
+        pages(s.device, unknown_sum::device),
         s.known(unknown_sum::extents) ? std::optional(s.extents) : std::nullopt,
         pages(s.largest_extent, unknown_sum::extents)};
     for (std::size_t i = 0; i < column_count; ++i) columns_[i].add(values[i]);

@@ -133,6 +133,7 @@ class OpenMetrics final : public StatReport {
   /// The commands with most memory, and all others together.
   void commands() {
     std::vector<std::pair<std::string, const MemorySums*>> order;
+    order.reserve(names_.size());
     for (const auto& [name, sums] : names_) order.emplace_back(name, &sums);
     std::ranges::sort(order, [](const auto& a, const auto& b) {
       return std::pair(b.second->mapped(), a.first) < std::pair(a.second->mapped(), b.first);

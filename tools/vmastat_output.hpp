@@ -76,7 +76,7 @@ enum class StatColumn : std::uint8_t {
 };
 
 std::expected<std::vector<StatColumn>, std::string> parse_stat_columns(std::string_view names);
-std::optional<StatColumn> stat_column(std::string_view name);
+std::optional<StatColumn> stat_column(std::string_view wanted);
 std::string stat_column_names();
 /// Whether one of them takes pss, or uss; kpageflags.
 bool needs_sharing(const std::vector<StatColumn>& columns);
