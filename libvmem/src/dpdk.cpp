@@ -223,6 +223,9 @@ Result<void> read_list(const SysRoot& tree, const std::string& directory, const 
         if (!fits(address, length) || address < base || address + length > base + bytes)
           return file.malformed("reading DPDK's memory segments (outside of their list)",
                                 std::uint64_t{at} * layout.memseg_bytes);
+        if (segment.page_size != list.page_size)
+          return file.malformed("reading DPDK's memory segments (page size is not their list's)",
+                                std::uint64_t{at} * layout.memseg_bytes);
         segment.range = {{address}, {address + length}};
         memory.segments.push_back(segment);
         return {};

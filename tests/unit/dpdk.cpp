@@ -189,6 +189,8 @@ TEST_CASE("dpdk: files that lie") {
   CHECK(with(array, [&](std::string& a) { set32(a, 512 * 48, 7); }) == Errc::malformed);
   CHECK(with(array, [&](std::string& a) { set64(a, 8, 0x5000); }) == Errc::malformed);
   CHECK(with(array, [&](std::string& a) { set64(a, 16, ~std::uint64_t{0}); }) == Errc::malformed);
+  CHECK(with(array, [&](std::string& a) { set64(a, 24, 0); }) == Errc::malformed);
+  CHECK(with(array, [&](std::string& a) { set64(a, 24, 0x1000); }) == Errc::malformed);
   CHECK(with("fbarray_memzone", [&](std::string& a) { a[2560 * 72 + 8] = 1; }) == Errc::malformed);
 }
 
