@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "errors.hpp"
+#include "leaf_sharing.hpp"
 #include "registration_facts.hpp"
 #include "vmem/frames.hpp"
 #include "vmem/physmap.hpp"
@@ -382,12 +383,15 @@ class Auditor {
     const bool pagemap = extent.backend == Backend::pagemap;
     // Of private memory: a page that is not this process's alone, or is the file's, moves away
     // at the next write.
-    const bool moves =
-        view_.private_writable && pagemap &&
-        ((extent.bits & page_bit::exclusive) == 0 || (extent.bits & page_bit::file) != 0);
+    const bool exclusive = (extent.bits & page_bit::exclusive) != 0;
+    const bool file = (extent.bits & page_bit::file) != 0;
+    // Of a leaf of a transparent huge page, bit 56 may be that of another page.
+    const bool by_leaf = view_.private_writable && pagemap && !file && !view_.hugetlb &&
+                         extent.leaf_shift != page_size_.shift();
+    const bool moves = view_.private_writable && pagemap && (!exclusive || file);
     if (view_.pfnmap) return;  // frames of a device, or the kernel's own
     const bool by_mapcount = view_.private_writable && !pagemap;
-    if (by_mapcount && !counted_) {
+    if ((by_mapcount || by_leaf) && !counted_) {
       counted_ = true;
       auto reader =
           FrameReader::open(process_.root(), FrameFacts::has_flags | FrameFacts::has_mapcount);
@@ -402,6 +406,19 @@ class Auditor {
       if (moves) shared(o, evidence_of(part, pfn, pfn, frames), 0);
     };
     if (!flags_) return unknown();
+    if (by_leaf) {
+      bool known = true;
+      auto read = leaf_sharing_.read(
+          *flags_, pfn, frames, leaf_frames(extent, page_size_), exclusive,
+          [&](Pfn first, std::uint64_t run, const FrameFacts& facts, bool once) {
+            // A record may lack the counts; then the bit has to do.
+            if ((facts.known & FrameFacts::has_flags) == 0)
+              known = false;
+            else
+              judge_flags(o, facts.flags, !once, evidence_of(part, pfn, first, run));
+          });
+      return !read || !known ? unknown() : void();
+    }
     const std::uint64_t step = stride(extent);
     for (std::uint64_t done = 0; done < frames;) {
       const Pfn here = pfn + done;
@@ -545,6 +562,7 @@ class Auditor {
   const PageSize page_size_;
   PageSize leaf_sizes_[3];
   VmaInspector inspector_;
+  LeafSharing leaf_sharing_;
   std::optional<FrameReader> flags_;
   bool counted_ = false;  ///< flags_ reads mapcounts, too
   std::optional<NumaMap> numa_;

@@ -14,6 +14,7 @@
 #include <string_view>
 #include <thread>
 
+#include "leaf_sharing.hpp"
 #include "vmem/frames.hpp"
 
 namespace vmem {
@@ -419,33 +420,61 @@ class Summing {
       return by_count(extent, false);
     }
     const bool page_of_memory = (extent.bits & (page_bit::file | page_bit::exclusive)) != 0;
-    if (exclusive && !sampled) return counted(extent.pfn, extent, 1, true);
+    const bool huge = extent.leaf_shift != page_size_.shift();  // or it may be: not told
+    if (exclusive && !sampled && !huge) return counted(extent.pfn, extent, 1, true);
     // The huge zero page stands in memory of nobody's file only.
     const bool maybe_zero = extent.leaf_shift != page_size_.shift() && vma_.inode == 0;
-    if (exclusive || (page_of_memory && !maybe_zero)) {
-      if (!state_.options.sharing) return counted(extent.pfn, extent, 1, exclusive);
-      return by_count(extent, true);
-    }
-    by_count(extent, false);
+    const bool certain = exclusive || (page_of_memory && !maybe_zero);
+    if (certain && !state_.options.sharing) return counted(extent.pfn, extent, 1, exclusive);
+    if (huge && state_.options.sharing) return by_leaf(extent, certain);
+    by_count(extent, certain);
   }
 
   void uncounted(std::uint64_t bytes) { (device_ ? sums_.device : sums_.uncounted) += bytes; }
 
+  /// Pages of which nothing says how often they are mapped.
+  void not_told(const Extent& extent, bool page_of_memory) {
+    sums_.unknown |= unknown_sum::pss;
+    if (page_of_memory)
+      sums_.rss += extent.bytes;
+    else
+      sums_.unknown |= unknown_sum::rss;
+  }
+
+  /// Pages of what are, or may be, huge leaves, and not hugetlb's.
+  void by_leaf(const Extent& extent, bool page_of_memory) {
+    if (extent.state != PageState::resident || !state_.counts) {
+      sums_.unknown |= unknown_sum::uss;
+      return not_told(extent, page_of_memory);
+    }
+    auto read = leaf_sharing_.read(
+        *state_.counts, extent.pfn, page_size_.pages(extent.bytes), leaf_frames(extent, page_size_),
+        (extent.bits & page_bit::exclusive) != 0,
+        [&](Pfn first, std::uint64_t frames, const FrameFacts& facts, bool exclusive) {
+          const std::uint64_t bytes = frames * page_size_.bytes();
+          const Extent part{.va = extent.va,
+                            .bytes = bytes,
+                            .state = extent.state,
+                            .leaf_shift = extent.leaf_shift};
+          if (facts.mapcount == 0 && !page_of_memory) return uncounted(bytes);
+          const std::uint64_t mapcount = std::max<std::uint64_t>(facts.mapcount, 1);
+          counted(first, part, exclusive ? 1 : mapcount, exclusive || facts.mapcount == 0);
+        });
+    if (!read) (void)fail(read);
+  }
+
   /// Pages of which `mapcount` says how often they are mapped, or whether they are pages at all.
   void by_count(const Extent& extent, bool page_of_memory) {
-    const auto not_told = [&](std::uint64_t bytes) {
-      sums_.unknown |= unknown_sum::pss;
-      if (page_of_memory)
-        sums_.rss += bytes;
-      else
-        sums_.unknown |= unknown_sum::rss;
-    };
-    if (extent.state != PageState::resident || !state_.counts) return not_told(extent.bytes);
+    if (extent.state != PageState::resident || !state_.counts)
+      return not_told(extent, page_of_memory);
     auto read = state_.counts->read(
         extent.pfn, page_size_.pages(extent.bytes),
         [&](Pfn first, std::uint64_t frames, const FrameFacts& facts) {
           const std::uint64_t bytes = frames * page_size_.bytes();
-          const Extent part{.va = extent.va, .bytes = bytes, .state = extent.state};
+          const Extent part{.va = extent.va,
+                            .bytes = bytes,
+                            .state = extent.state,
+                            .leaf_shift = extent.leaf_shift};
           // A frame past the end of the file is no memory: nobody counts it.
           if (facts.mapcount == 0 && !page_of_memory)
             uncounted(bytes);
@@ -473,7 +502,7 @@ class Summing {
     if (extent.state != PageState::resident) return;
     if (!state_.numa) {
       sums_.unknown |= unknown_sum::nodes;
-      if (state_.options.by_node) add(node_sums(-1), extent.bytes);
+      if (state_.options.by_node) on_node(-1, extent, extent.bytes, add);
       return;
     }
     for (std::uint64_t left = extent.bytes; left != 0;) {
@@ -483,10 +512,20 @@ class Summing {
       const std::uint64_t frames = std::clamp<std::uint64_t>(rest, 1, page_size_.pages(left));
       const std::uint64_t bytes = frames * page_size_.bytes();
       if (node) sums_.nodes.add(*node, bytes);
-      if (state_.options.by_node) add(node_sums(node ? static_cast<int>(*node) : -1), bytes);
+      if (state_.options.by_node) on_node(node ? static_cast<int>(*node) : -1, extent, bytes, add);
       pfn = pfn + frames;
       left -= bytes;
     }
+  }
+
+  template <class Add>
+  void on_node(int node, const Extent& extent, std::uint64_t bytes, Add add) {
+    MemorySums& sums = node_sums(node);
+    add(sums, bytes);
+    sums.leaf.add(extent.leaf_shift, bytes);
+    if (node >= 0) sums.nodes.add(static_cast<unsigned>(node), bytes);
+    // Runs and frame flags are not told apart by node.
+    sums.unknown |= unknown_sum::extents | unknown_sum::frames;
   }
 
   MemorySums& node_sums(int node) {
@@ -586,6 +625,7 @@ class Summing {
   std::uint64_t run_bytes_ = 0;
   VirtAddr run_va_;
   Pfn run_pfn_;
+  LeafSharing leaf_sharing_;
   std::vector<FrameSpan> spans_;  ///< whose flags are to be read
   std::uint64_t span_frames_ = 0;
 };

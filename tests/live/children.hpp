@@ -167,6 +167,33 @@ inline Child fork_child(const std::function<void(const std::function<void()>&)>&
   for (;;) pause();
 }
 
+/// A process with two transparent huge pages of 2 MiB at `*address`, and a child that has made its
+/// own copies of some of their pages: of the first the pages 0 and 1, of the second all but page 0.
+/// The process itself still maps both by one leaf each, where the kernel gave it such.
+inline Child partly_shared_huge_pages(std::uint64_t* address) {
+  constexpr std::size_t page = 4096, huge = std::size_t{2} << 20;
+  return fork_child([&](const std::function<void()>& ready) {
+    char* at = static_cast<char*>(
+        mmap(nullptr, 3 * huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    at += (huge - reinterpret_cast<std::uintptr_t>(at) % huge) % huge;
+    madvise(at, 2 * huge, MADV_HUGEPAGE);
+    std::memset(at, 1, 2 * huge);
+    *address = reinterpret_cast<std::uint64_t>(at);
+    std::array<int, 2> ends{};
+    if (pipe(ends.data()) != 0) return;
+    if (fork() == 0) {
+      prctl(PR_SET_PDEATHSIG, SIGKILL);  // ends with its parent
+      std::memset(at, 2, 2 * page);
+      std::memset(at + huge + page, 2, huge - page);
+      (void)!write(ends[1], "r", 1);
+      wait_for_ever();
+    }
+    char copied = 0;
+    if (read(ends[0], &copied, 1) == 1) ready();
+    wait_for_ever();
+  });
+}
+
 /// What memory-kinds says of one mapping.
 struct Mapping {
   std::string name, vma_class, kind;

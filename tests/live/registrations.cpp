@@ -89,6 +89,30 @@ TEST_CASE(
   CHECK_FALSE(finding(document, "fork-hazard"));
 }
 
+TEST_CASE("ranges: of a huge page that a child maps in part, the pages that will move are named") {
+  if (!shown_pfns()) return skip_or_fail("pfn", "needs CAP_SYS_ADMIN");
+  Shared* const told = shared();
+  const Child child = partly_shared_huge_pages(&told->address);
+  constexpr std::uint64_t huge = 2 << 20;
+  int status = 0;
+  const auto moved = [&](std::uint64_t va, std::uint64_t bytes = 2 << 20) {
+    const auto document = ranges(child.pid(), va, bytes, status);
+    const auto* const cow = finding(document, "shared-cow");
+    return cow == nullptr
+               ? std::pair{std::string{}, std::uint64_t{0}}
+               : std::pair{cow->at("va").get<std::string>(), cow->at("bytes").get<std::uint64_t>()};
+  };
+  CHECK(moved(told->address) ==
+        std::pair{"0x" + bare_hex(told->address + 2 * page), huge - 2 * page});
+  CHECK(status == 1);
+  CHECK(moved(told->address + 2 * page, huge - 2 * page) ==
+        std::pair{"0x" + bare_hex(told->address + 2 * page), huge - 2 * page});
+  CHECK(moved(told->address, 2 * page).second == 0);
+  CHECK(moved(told->address + huge) ==
+        std::pair{"0x" + bare_hex(told->address + huge), std::uint64_t{page}});
+  CHECK(status == 1);
+}
+
 TEST_CASE("plan: a limit on locked memory stops what mlock() is stopped from, too") {
   if (!shown_pfns() || geteuid() != 0) return skip_or_fail("pfn", "needs root");
   Shared* const told = shared();

@@ -20,6 +20,20 @@ TEST_CASE("sums of every kind of memory are those of smaps") {
   CHECK(check_stats(child.pid(), {}, Backend::pagemap) > 50);
 }
 
+TEST_CASE("of a huge page that another process maps in part, each page counts as in smaps") {
+  if (!shown_pfns()) return skip_or_fail("pfn", "frames are not shown");
+  auto* const at = static_cast<std::uint64_t*>(mmap(
+      nullptr, sizeof(std::uint64_t), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+  const Child child = partly_shared_huge_pages(at);
+  stop(child.pid());
+  std::uint64_t leaves = 0;
+  for (const StatsAnswer& a : read_stats(process_of(child.pid())))
+    if (a.vma.range.contains(vmem::VirtAddr{*at})) leaves = a.sums.leaf.at(21);
+  if (leaves != 4 << 20) return skip_or_fail("thp", "no transparent huge pages");
+  CHECK(check_stats(child.pid()) > 10);
+  CHECK(check_stats(child.pid(), {.threads = 2}) > 10);
+}
+
 TEST_CASE("sums through page tables alone are the kernel's, too") {
   const KindsChild child({"anon", "shm", "fork", "zero-page", "file"});
   stop(child.pid());

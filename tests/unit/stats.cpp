@@ -178,7 +178,13 @@ TEST_CASE("bytes by NUMA node") {
   for (const Summed& s : sums_of(tree.process(2001), {.by_node = true})) {
     CHECK(s.sums.known(unknown_sum::nodes));
     for (const auto& [node, bytes] : s.sums.nodes.entries()) nodes[static_cast<int>(node)] += bytes;
-    for (const auto& [node, sums] : s.by_node) apart[node] += sums.rss + sums.hugetlb;
+    for (const auto& [node, sums] : s.by_node) {
+      apart[node] += sums.rss + sums.hugetlb;
+      std::uint64_t leaf = 0;
+      for (const auto& [shift, bytes] : sums.leaf.entries()) leaf += bytes;
+      CHECK(leaf == sums.rss + sums.hugetlb);
+      CHECK_FALSE(sums.known(unknown_sum::extents));
+    }
   }
   CHECK(nodes.size() == 2);
   CHECK(nodes == apart);

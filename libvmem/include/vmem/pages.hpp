@@ -60,7 +60,8 @@ inline constexpr std::uint8_t uffd_wp = 4;     ///< pagemap bit 57
 inline constexpr std::uint8_t file = 8;        ///< pagemap bit 61: file page or shared anonymous
 /// One entry was read for each huge leaf. `exclusive` is then that of one of its pages; all
 /// else holds for every page (pagemap_pmd_range() in fs/proc/task_mmu.c computes bit 56
-/// for each page, the rest once for the leaf).
+/// for each page, the rest once for the leaf). Newer kernels (6.18) ask of one page for all of a
+/// PMD leaf: there `exclusive` may be wrong of the others also without this bit; kpagecount tells.
 inline constexpr std::uint8_t leaf_sampled = 16;
 }  // namespace page_bit
 
