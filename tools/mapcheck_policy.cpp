@@ -4,7 +4,11 @@
 #define TOML_ENABLE_FORMATTERS 0
 // toml++ 3.3 assumes that what stands behind "[[" can begin a key, which "[[[" does not; the code
 // below the assumption has the right message.
+#if __has_include(<toml++/impl/preprocessor.hpp>)
+#include <toml++/impl/preprocessor.hpp>  // since 3.4
+#else
 #include <toml++/impl/preprocessor.h>
+#endif
 #undef TOML_ASSERT_ASSUME
 #define TOML_ASSERT_ASSUME(expr) static_assert(true)
 #include <toml++/toml.h>
