@@ -40,13 +40,15 @@ std::expected<std::vector<std::string>, int> parse(MapcheckOptions& options, int
       ->type_name("EXPECTATION")
       ->allow_extra_args(false);
   app.add_option("--policy", options.policy, "Check what FILE says; see vmem-policy(5)")
-      ->type_name("FILE");
+      ->type_name("FILE")
+      ->check(not_empty());
   app.add_flag("--auto", options.automatic, "Check every device mapping against its device");
   app.add_flag("--all", options.all, "Every process, instead of TARGET");
   CLI::Option* const print_policy = app.add_flag("--print-policy", options.print_policy,
                                                  "Write a policy that TARGET passes as it is now");
   app.add_option("--junit", options.junit, "Write a JUnit document to FILE (-: stdout) as well")
-      ->type_name("FILE");
+      ->type_name("FILE")
+      ->check(not_empty());
   CLI::Option* const tap = app.add_flag("--tap", options.tap, "Print TAP");
   CLI::Option* const metrics =
       app.add_flag("--openmetrics", options.openmetrics, "Print OpenMetrics");

@@ -32,12 +32,22 @@ class HelpFormatter : public CLI::Formatter {
 
 }  // namespace
 
+CLI::Validator not_empty() {
+  return CLI::Validator(
+      [](const std::string& word) {
+        return word.empty() ? std::string("is empty") : std::string();
+      },
+      "");
+}
+
 void add_common_options(CLI::App& app, std::string_view tool, CommonOptions& options) {
   app.add_option("-n,--name", options.comm, "The process whose command name (comm) is exactly NAME")
-      ->type_name("NAME");
+      ->type_name("NAME")
+      ->check(not_empty());
   app.add_option("--sysroot", options.sysroot,
                  "Read the system recorded in DIR instead of this one")
-      ->type_name("DIR");
+      ->type_name("DIR")
+      ->check(not_empty());
   app.add_option("--backend", options.backend,
                  "Where page facts come from: auto, pagemap, bpf or kmod")
       ->type_name("WHICH")
@@ -49,7 +59,8 @@ void add_common_options(CLI::App& app, std::string_view tool, CommonOptions& opt
       ->type_name("WHEN")
       ->check(CLI::IsMember({"auto", "always", "never"}));
   app.add_option("-o,--output", options.columns, "Columns to print, comma separated")
-      ->type_name("COL,...");
+      ->type_name("COL,...")
+      ->check(not_empty());
   app.set_version_flag("-V,--version", std::string(tool) + " " VMEM_VERSION,
                        "Print the version and exit");
   app.set_help_flag("-h,--help", "Print this help and exit");

@@ -13,6 +13,9 @@
 
 namespace vmem::tools {
 
+/// An empty word, as of a variable that a script has not set, is no value.
+CLI::Validator not_empty();
+
 void add_common_options(CLI::App& app, std::string_view tool, CommonOptions& options);
 
 /// Returns the operands; or, having answered --help, --version or a usage error, the exit

@@ -29,7 +29,8 @@ int run(int argc, char** argv) {
       app.add_flag("--tree", options.tree, "The mappings of each file below it");
   app.add_flag("--map", options.map, "Draw the address space, one cell for each block");
   app.add_option("--html", options.html, "Write a report with pictures into FILE")
-      ->type_name("FILE");
+      ->type_name("FILE")
+      ->check(not_empty());
   app.add_flag("--openmetrics", options.openmetrics,
                "Metrics for the node exporter's textfile collector");
   CLI::Option* const watch =

@@ -227,6 +227,24 @@ TEST_CASE("bad lines on stdin are refused, the others answered, in order") {
   CHECK(result.err.find("2000-1000") != std::string::npos);
 }
 
+TEST_CASE("an empty word is no value: not the live system, not a check that checks nothing") {
+  const std::vector<std::vector<std::string>> calls = {
+      {"vtop", "--sysroot", "", "self"},
+      {"vtop", "-n", ""},
+      {"vtop", "-o", "", "self"},
+      {"mapcheck", "-e", "[heap]=any,sparse", "--policy", "", "self"},
+      {"mapcheck", "-e", "[heap]=any,sparse", "--junit", "", "self"},
+      {"vmastat", "--html", "", "self"},
+      {"regaudit", "dpdk", "--sysroot", ""}};
+  for (const std::vector<std::string>& call : calls) {
+    const RunResult result = run_tool(call[0], {call.begin() + 1, call.end()});
+    INFO(call[0] << " " << call[1] << "\n" << result.err);
+    CHECK(result.status == 2);
+    CHECK(result.out.empty());
+    CHECK(error_form(result.err, call[0]) == "");
+  }
+}
+
 TEST_CASE("a line of stdin that is too long is refused in one short line") {
   RunOptions options;
   options.input = std::string(5 << 20, 'f') + "\n564499f34000\n";
