@@ -513,8 +513,7 @@ static_assert(std::popcount(x86::accessed | x86::dirty) == 2);
 /// Which bits of usage some of a run's leaves have, and which all.
 class Usage {
  public:
-  explicit Usage(std::uint64_t bits)
-      : low_(bits & (~bits + 1)), high_(bits & ~low_), all_(bits) {}
+  explicit Usage(std::uint64_t bits) : low_(bits & (~bits + 1)), high_(bits & ~low_), all_(bits) {}
   void add(std::uint64_t leaf) {
     some_ |= leaf & (low_ | high_);
     all_ &= leaf;
