@@ -33,11 +33,7 @@ class HelpFormatter : public CLI::Formatter {
 }  // namespace
 
 CLI::Validator not_empty() {
-  return CLI::Validator(
-      [](const std::string& word) {
-        return word.empty() ? std::string("is empty") : std::string();
-      },
-      "");
+  return {[](const std::string& word) { return std::string(word.empty() ? "is empty" : ""); }, ""};
 }
 
 void add_common_options(CLI::App& app, std::string_view tool, CommonOptions& options) {
