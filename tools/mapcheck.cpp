@@ -8,9 +8,7 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cmath>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <ctime>
 #include <limits>
@@ -55,18 +53,13 @@ std::expected<std::vector<std::string>, int> parse(MapcheckOptions& options, int
   CLI::Option* const watch =
       app.add_option("--watch", options.watch, "Check again every SECONDS; print what changed")
           ->type_name("SECONDS")
-          ->check(CLI::Range(0.001, 1e6))
-          ->check([](const std::string& text) {
-            // No comparison excludes "nan".
-            return std::isnan(std::strtod(text.c_str(), nullptr)) ? text + ": not a number"
-                                                                  : std::string();
-          })
+          ->check(seconds())
           ->excludes(print_policy)
           ->excludes(tap)
           ->excludes(metrics);
   app.add_option("--count", options.count, "With --watch: stop after N looks")
       ->type_name("N")
-      ->check(CLI::NonNegativeNumber)
+      ->check(whole_number(1))
       ->needs(watch);
   add_common_options(app, "mapcheck", options);
   tap->excludes(metrics)->excludes("--json");

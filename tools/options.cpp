@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
 #include <iostream>
 #include <memory>
@@ -34,6 +35,33 @@ class HelpFormatter : public CLI::Formatter {
 
 CLI::Validator not_empty() {
   return {[](const std::string& word) { return std::string(word.empty() ? "is empty" : ""); }, ""};
+}
+
+CLI::Validator whole_number(std::uint64_t first, std::uint64_t last) {
+  return {[=](const std::string& word) -> std::string {
+            std::uint64_t number = 0;
+            const char* const end = word.data() + word.size();
+            const auto read = std::from_chars(word.data(), end, number);
+            if (read.ec == std::errc{} && read.ptr == end && first <= number && number <= last)
+              return {};
+            return last == std::numeric_limits<std::uint64_t>::max()
+                       ? fmt::format("{}: not a whole number of {} or more", word, first)
+                       : fmt::format("{}: not a whole number from {} to {}", word, first, last);
+          },
+          ""};
+}
+
+CLI::Validator seconds() {
+  return {[](const std::string& word) -> std::string {
+            double number = 0;
+            const char* const end = word.data() + word.size();
+            const auto read = std::from_chars(word.data(), end, number);
+            // Of "nan" no comparison holds.
+            if (read.ec == std::errc{} && read.ptr == end && 0.001 <= number && number <= 1e6)
+              return {};
+            return fmt::format("{}: not a number of seconds from 0.001 to 1000000", word);
+          },
+          ""};
 }
 
 void add_common_options(CLI::App& app, std::string_view tool, CommonOptions& options) {

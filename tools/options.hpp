@@ -4,7 +4,9 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <cstdint>
 #include <expected>
+#include <limits>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -15,6 +17,14 @@ namespace vmem::tools {
 
 /// An empty word, as of a variable that a script has not set, is no value.
 CLI::Validator not_empty();
+
+/// Written in digits, from `first` to `last`. (CLI11's own ranges let "nan" pass, and each version
+/// of it words its refusal in another way.)
+CLI::Validator whole_number(std::uint64_t first,
+                            std::uint64_t last = std::numeric_limits<std::uint64_t>::max());
+
+/// From a millisecond to a million seconds.
+CLI::Validator seconds();
 
 void add_common_options(CLI::App& app, std::string_view tool, CommonOptions& options);
 

@@ -23,7 +23,7 @@ int run(int argc, char** argv) {
   app.add_option("--sort", options.sort, "Sort by this column, largest first")->type_name("COL");
   app.add_option("--top", options.top, "Print only the first N rows")
       ->type_name("N")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1));
   app.add_flag("-p,--pages", options.pages, "Add columns from the flags of each page frame");
   CLI::Option* const tree =
       app.add_flag("--tree", options.tree, "The mappings of each file below it");
@@ -36,15 +36,16 @@ int run(int argc, char** argv) {
   CLI::Option* const watch =
       app.add_option("--watch", options.watch, "Look again every SECONDS; show what changed")
           ->type_name("SECONDS")
-          ->check(CLI::Range(0.001, 1e6))
+          ->check(seconds())
           ->excludes(tree);
   app.add_option("--count", options.count, "With --watch: stop after N looks")
       ->type_name("N")
+      ->check(whole_number(1))
       ->needs(watch);
   app.add_option("--threads", options.threads,
                  "Threads for long walks: 1 or 2 (default: 2 with two CPUs or more)")
       ->type_name("N")
-      ->check(CLI::Range(1, 2));
+      ->check(whole_number(1, 2));
   add_common_options(app, "vmastat", options);
   app.footer("Columns: " + stat_column_names() +
              "\n\n"

@@ -5,10 +5,8 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <new>
 #include <span>
 #include <string>
@@ -44,20 +42,15 @@ std::expected<std::vector<std::string>, int> parse(VtopOptions& options, int arg
   CLI::Option* const watch =
       app.add_option("--watch", options.watch, "Look again every SECONDS; print what changed")
           ->type_name("SECONDS")
-          ->check(CLI::Range(0.001, 1e6))
-          ->check([](const std::string& text) {
-            // No comparison excludes "nan".
-            return std::isnan(std::strtod(text.c_str(), nullptr)) ? text + ": not a number"
-                                                                  : std::string();
-          });
+          ->check(seconds());
   app.add_option("--count", options.count, "With --watch: stop after N looks")
       ->type_name("N")
-      ->check(CLI::NonNegativeNumber)
+      ->check(whole_number(1))
       ->needs(watch);
   app.add_option("--threads", options.threads,
                  "Threads for long walks: 1 or 2 (default: 2 with two CPUs or more)")
       ->type_name("N")
-      ->check(CLI::Range(1, 2));
+      ->check(whole_number(1, 2));
   add_common_options(app, "vtop", options);
   app.footer(
       "ADDRESS is 7f00… or 0x7f00…, START-END, START+LEN (K, M, G, T), [heap], [stack]+OFFSET,\n"

@@ -183,6 +183,8 @@ inline Child partly_shared_huge_pages(std::uint64_t* address) {
     if (pipe(ends.data()) != 0) return;
     if (fork() == 0) {
       prctl(PR_SET_PDEATHSIG, SIGKILL);  // ends with its parent
+      // Else khugepaged may gather the second's pages into a huge page of the child's own.
+      madvise(at, 2 * huge, MADV_NOHUGEPAGE);
       std::memset(at, 2, 2 * page);
       std::memset(at + huge + page, 2, huge - page);
       (void)!write(ends[1], "r", 1);

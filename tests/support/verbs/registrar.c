@@ -113,9 +113,9 @@ static void cost(void) {
   clock_gettime(CLOCK_MONOTONIC, &start);
   for (int i = 0; i < calls; ++i) reg_mr_1_1(NULL, &start, 1, write_access);
   clock_gettime(CLOCK_MONOTONIC, &end);
-  printf(
-      "%.0f\n",
-      ((double)(end.tv_sec - start.tv_sec) * 1e9 + (double)(end.tv_nsec - start.tv_nsec)) / calls);
+  printf("%.0f\n",
+         ((double)(end.tv_sec - start.tv_sec) * 1e9 + (double)(end.tv_nsec - start.tv_nsec)) /
+             (double)calls);
   exit(0);
 }
 
