@@ -125,7 +125,7 @@ class Findings {
     }
     if (count_ == most_findings) {
       ++more_;
-      return;
+      if (!is_failure(finding.kind) || !drop_unjudged()) return;
     }
     ++count_;
     same.push_back(std::move(finding));
@@ -163,6 +163,17 @@ class Findings {
   bool one_below(const Finding& run, const Finding& next) const {
     return run.actual && next.actual && next.bytes == page_ && follows(run, next) &&
            run.actual->value - next.actual->value == run.bytes;
+  }
+  /// A failure decides, so one that does not fail makes room for it.
+  bool drop_unjudged() {
+    for (const FindingKind kind : {FindingKind::unseen, FindingKind::changed}) {
+      std::vector<Finding>& same = by_kind_[static_cast<std::size_t>(kind)];
+      if (same.empty()) continue;
+      same.pop_back();
+      --count_;
+      return true;
+    }
+    return false;
   }
   /// Frames that fall page by page: three in a row, since two are a swap.
   bool falls(const std::vector<Finding>& same, const Finding& next) const {
@@ -274,7 +285,8 @@ class Judge {
     findings_.take(result_);
     const bool about_pages =
         check_.window.kind != Window::Kind::any || check_.node || takes_tables(check_);
-    if (about_pages && resident_ == 0 && result_.findings.empty()) {
+    const bool about_mapping = !check_.perms.empty() || !check_.flags.empty();
+    if ((about_pages || !about_mapping) && resident_ == 0 && result_.findings.empty()) {
       result_.findings.push_back({.kind = FindingKind::unseen,
                                   .va = vma_.range.start,
                                   .bytes = vma_.range.bytes(),
@@ -630,10 +642,15 @@ void CheckResult::add(Finding finding) {
     verdict = Verdict::fail;
   else if (verdict == Verdict::pass)
     verdict = Verdict::unverified;
-  if (findings.size() < most_findings)
+  if (findings.size() < most_findings) {
     findings.push_back(std::move(finding));
-  else
-    ++more_findings;
+    return;
+  }
+  ++more_findings;
+  if (!is_failure(finding.kind)) return;
+  const auto unjudged =
+      std::ranges::find_if(findings, [](const Finding& f) { return !is_failure(f.kind); });
+  if (unjudged != findings.end()) *unjudged = std::move(finding);
 }
 
 std::vector<CheckResult> check_mappings(const Process& process, Translator& translator,

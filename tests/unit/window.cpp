@@ -471,3 +471,43 @@ TEST_CASE("findings have a bound, and what is beyond it is counted") {
   CHECK(results[0].more_findings == most_findings / 2 + 1);  // and the rest of the mapping
   CHECK(results[0].pages_ok == 3 * most_findings / 2);
 }
+
+TEST_CASE("a failure beyond more findings than are kept still fails the check") {
+  const Recorded recorded{one_process(
+      "100000000000-110000000000 rw-s 00000000 00:05 10                     /dev/big\n")};
+  const Process process = recorded.process(1);
+  VmaInspector inspector{process};
+  WindowSources sources{recorded.root()};
+  const auto vmas = read_vmas(process);
+  REQUIRE(vmas);
+  PagedMemory memory;
+  for (std::uint64_t i = 0; i < 2 * most_findings + 2; ++i) {
+    Extent e{.va = {0x100000000000 + i * page},
+             .bytes = page,
+             .state = i % 2 == 0 ? PageState::resident : PageState::hidden};
+    if (i % 2 == 0) e.pfn = {base / page + i};
+    memory.runs.push_back(e);
+  }
+  Extent last{.va = memory.runs.back().end(), .bytes = page, .state = PageState::absent};
+  memory.runs.push_back(last);
+  const VirtAddr end = memory.runs.back().end();
+  memory.runs.push_back(
+      {.va = end, .bytes = VirtAddr{0x110000000000} - end, .state = PageState::hidden});
+  const Check check = window_check(base, std::uint64_t{1} << 44);
+  const MappingCheck one{&check, &(*vmas)[0]};
+  const auto results = check_mappings(process, memory, inspector, sources, {&one, 1}, {});
+  CHECK(results[0].verdict == Verdict::fail);
+  CHECK(results[0].findings.size() == most_findings);
+  CHECK(results[0].more_findings == 3);
+  CHECK(results[0].findings.back().kind == FindingKind::hole);
+  CHECK(results[0].findings.back().va == last.va);
+
+  CheckResult full;
+  for (std::size_t i = 0; i < most_findings + 1; ++i) full.add({.kind = FindingKind::unseen});
+  CHECK(full.verdict == Verdict::unverified);
+  full.add({.kind = FindingKind::overlap});
+  CHECK(full.verdict == Verdict::fail);
+  CHECK(full.findings.size() == most_findings);
+  CHECK(full.more_findings == 2);
+  CHECK(std::ranges::count(full.findings, FindingKind::overlap, &Finding::kind) == 1);
+}
