@@ -166,6 +166,8 @@ std::expected<std::vector<Rule>, std::string> parse_policy(std::string_view toml
       return std::unexpected(at(file, table->source(), "select: is missing"));
     if (!table->contains("window") && !default_window)
       return std::unexpected(at(file, table->source(), "window: is missing"));
+    if (auto good = sensible(rule); !good)
+      return std::unexpected(at(file, table->source(), good.error()));
     if (rule.check.name.empty()) rule.check.name = rule.select;
     rules.push_back(std::move(rule));
   }

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: MIT
 #include "mapcheck_rules.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <charconv>
+#include <vector>
 
 #include "addresses.hpp"
 
@@ -21,6 +24,17 @@ bool is_vm_flag(std::string_view word) {
   return word.size() == 2 && std::ranges::all_of(word, [](char c) {
            return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '?';
          });
+}
+
+/// Whether it is of fs/proc/task_mmu.c, show_smap_vma_flags(), of kernels up to 6.18.
+bool known_vm_flag(std::string_view code) {
+  constexpr std::string_view known =
+      "rd wr ex sh mr mw me ms gd pf dw lo io sr rr dc de ac nr ht sf nl ar wf dd sd mm hg nh mg "
+      "um "
+      "uw ui bt mt mp ss sl lf dp gu";
+  for (std::size_t at = 0; at < known.size(); at += 3)
+    if (known.substr(at, 2) == code) return true;
+  return false;
 }
 
 /// Calls `each` for the words between commas; what it returns, if not empty, is the error.
@@ -203,6 +217,9 @@ std::expected<void, std::string> set_option(Check& check, std::string_view key,
       if (!is_vm_flag(word))
         return "not VmFlags of smaps: two letters each, such as io,pf ('!io': must not stand "
                "there)";
+      if (word.starts_with('!') && !known_vm_flag(word.substr(1)))
+        return std::string(word.substr(1)) + " is no flag that is known: that it does not stand " +
+               "there proves nothing";
       check.flags.emplace_back(word);
       return {};
     }));
@@ -210,6 +227,15 @@ std::expected<void, std::string> set_option(Check& check, std::string_view key,
   return std::unexpected(
       "no such option: offset, scatter, perms, cache, leaf, node, populated, sparse, flags, "
       "optional");
+}
+
+std::expected<void, std::string> sensible(const Rule& rule) {
+  using Form = WindowText::Form;
+  const bool ordered = rule.window.form != Form::any && rule.window.form != Form::ram;
+  if (rule.check.offset && (!ordered || rule.check.scatter))
+    return std::unexpected(fmt::format("offset: would not be looked at: {} has no order",
+                                       ordered ? "scatter" : rule.window.text));
+  return {};
 }
 
 std::string cache_words(CacheSet set) {
@@ -247,6 +273,7 @@ std::expected<Rule, std::string> parse_expectation(std::string_view text) {
   rule.window = std::move(*window);
   rest = comma == std::string_view::npos ? "" : rest.substr(comma + 1);
   if (comma != std::string_view::npos && rest.empty()) return std::unexpected("ends with a comma");
+  std::vector<std::string_view> given;
   while (!rest.empty()) {
     std::size_t end = std::min(rest.find(','), rest.size());
     // The flags of flags= are words of their own between commas.
@@ -261,9 +288,16 @@ std::expected<Rule, std::string> parse_expectation(std::string_view text) {
     const std::string_view value = assign == std::string_view::npos ? "" : word.substr(assign + 1);
     if (auto good = set_option(rule.check, key, value); !good)
       return std::unexpected(std::string(word) + ": " + good.error());
+    // Of two values one would be ignored.
+    const std::string_view what = key == "sparse" ? "populated" : key;
+    if (std::ranges::count(given, what) != 0)
+      return std::unexpected(what == "populated" ? std::string("sparse or populated, and once")
+                                                 : std::string(key) + ": is given twice");
+    given.push_back(what);
     if (end + 1 == rest.size()) return std::unexpected("ends with a comma");
     rest.remove_prefix(std::min(end + 1, rest.size()));
   }
+  if (auto good = sensible(rule); !good) return std::unexpected(std::move(good.error()));
   return rule;
 }
 

@@ -44,6 +44,9 @@ std::expected<void, std::string> set_select(Rule& rule, std::string_view text);
 std::expected<void, std::string> set_option(Check& check, std::string_view key,
                                             std::string_view value);
 
+/// An error if an option of the whole rule would be ignored.
+std::expected<void, std::string> sensible(const Rule& rule);
+
 /// The words of set_option() for a set of attributes, with `|` between them, and for a size.
 std::string cache_words(CacheSet set);
 std::string size_word(std::uint64_t bytes);

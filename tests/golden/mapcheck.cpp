@@ -125,6 +125,11 @@ TEST_CASE("a policy: what is wrong with it, and where") {
        "4:1: offset: must be a number of bytes, or a string such as \"64K\""},
       {check + "sparse = \"yes\"\n", "4:1: sparse: must be true or false"},
       {check + "sparse = true\npopulated = true\n", "1:1: sparse and populated exclude each other"},
+      {check + "offset = 0\n", "1:1: offset: would not be looked at: ram has no order"},
+      {"[[check]]\nselect = \"[heap]\"\nwindow = \"0x1000+4K\"\noffset = 0\nscatter = true\n",
+       "1:1: offset: would not be looked at: scatter has no order"},
+      {check + "flags = \"!zz\"\n",
+       "4:1: flags: zz is no flag that is known: that it does not stand there proves nothing"},
       {check + "perms = \"rwxz\"\n",
        "4:1: perms: not permissions as maps shows them, such as rw-s ('?' stands for either)"},
       {check + "flags = \"toolong\"\n",
@@ -158,13 +163,31 @@ TEST_CASE("a policy: what is wrong with it, and where") {
   }
 }
 
+TEST_CASE("an expectation: options of which one would be ignored") {
+  for (const auto& [options, error] :
+       {std::pair{"=ram,offset=4K", "offset: would not be looked at: ram has no order"},
+        std::pair{"=0x1000+4K,scatter,offset=4K",
+                  "offset: would not be looked at: scatter has no order"},
+        std::pair{"=ram,perms=rw-p,perms=r--p", "perms: is given twice"},
+        std::pair{"=ram,sparse,populated", "sparse or populated, and once"},
+        std::pair{"=ram,flags=rd,flags=!rd", "flags: is given twice"}}) {
+    CAPTURE(options);
+    const RunResult result = run_tool(
+        "mapcheck", {"--sysroot", "x86-64", "-e", std::string("[heap]") + options, "1042"});
+    CHECK(result.status == 2);
+    CHECK(result.out == "");
+    CHECK(result.err == std::string("mapcheck: -e [heap]") + options + ": " + error +
+                            "\nhint: SELECT=WINDOW[,OPT...]; see --help\n");
+  }
+}
+
 TEST_CASE("a policy: processes, defaults, every key") {
   const std::string policy =
       "[defaults]\nprocess = \"driv*\"\nsparse = true\nwindow = \"0x90000000+16K\"\n"
       "[[check]]\nname = \"ring\"\nselect = \"/dev/mixed0\"\nperms = \"rw-s\"\n"
       "flags = [\"mm\", \"!pf\"]\noptional = false\n"
       "[[check]]\nname = \"other\"\nselect = \"*/mixed?\"\nwindow = \"0x90001000+16K\"\n"
-      "scatter = true\noffset = \"4K\"\npopulated = false\n"
+      "scatter = true\npopulated = false\n"
       "[[check]]\nname = \"nowhere\"\nselect = \"/dev/nothing\"\noptional = true\n"
       "[[check]]\nname = \"another's\"\nprocess = \"nobody\"\nselect = \"/dev/mixed0\"\n";
   const RunResult result =

@@ -835,12 +835,12 @@ TEST_CASE("who made a mapping") {
 
 TEST_CASE("a written page that was made read-only is dirty") {
   if (!bpf_works()) return;
-  char* const at = map_at(0x150000000000, 1);
+  char* const at = map_at(place, 1);
   *at = 1;
   REQUIRE(mprotect(at, base_page, PROT_READ) == 0);
   const Process process = process_of(getpid());
-  const auto walk = open_bpf(process)->page_walk({0x150000000000});
-  munmap(at, base_page);
+  const auto walk = open_bpf(process)->page_walk({place});
+  mmap(at, base_page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
   REQUIRE(walk);
   CHECK((walk->extent.pte & pte_bit::dirty) != 0);
   CHECK((walk->extent.pte & pte_bit::writable) == 0);

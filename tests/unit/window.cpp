@@ -175,6 +175,11 @@ TEST_CASE("holes") {
   // Nothing was seen in its place: that is no proof of anything.
   CHECK(with([](PagedMemory& m) { m.pages.clear(); }, [](Check& c) { c.sparse = true; }) ==
         "unverified 0/0\nunseen 7f0000000000+10000: no page of it is in memory");
+  const auto anywhere = [](Check& c) { c.window = {}, c.sparse = true; };
+  CHECK(with([](PagedMemory& m) { m.pages.clear(); }, anywhere) ==
+        "unverified 0/0\nunseen 7f0000000000+10000: no page of it is in memory");
+  CHECK(with([](PagedMemory& m) { m.pages.clear(); },
+             [](Check& c) { c.window = {}, c.sparse = true, c.perms = "rw-s"; }) == "pass 0/0");
   CHECK(with([](PagedMemory& m) { m.pages.clear(); }) ==
         "fail 0/16\nhole 7f0000000000+10000 want 90000000");
 }
@@ -394,6 +399,7 @@ TEST_CASE("several mappings and checks at once") {
   const Check wrong = window_check(base + page, 16 * page);
   Check any;
   any.sparse = true;
+  any.perms = "rw-p";
   const std::vector<MappingCheck> all{
       {&any, &(*vmas)[0]}, {&right, &(*vmas)[1]}, {&wrong, &(*vmas)[1]}, {&right, &(*vmas)[2]}};
   auto results = check_mappings(process, memory, inspector, sources, all, {});
