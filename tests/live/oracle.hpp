@@ -199,7 +199,7 @@ inline std::vector<Answer> library_read(const Process& process, const WalkOption
 /// Whether two extents of one VMA should have been one.
 inline bool mergeable(const Extent& a, const Extent& b) {
   if (a.state != b.state || a.reason != b.reason || a.leaf_shift != b.leaf_shift ||
-      a.bits != b.bits) {
+      a.bits != b.bits || ((a.pte ^ b.pte) & ~pte_bit::usage) != 0) {
     return false;
   }
   const std::uint64_t pages = a.bytes / base_page;

@@ -160,6 +160,33 @@ std::vector<Source> open_all(const Process& process) {
   return all;
 }
 
+/// What is wrong about what `source` tells of the one byte at `va`.
+std::string check_address(const Process& process, Source& source, std::uint64_t va,
+                          const std::vector<PlainVma>& plain,
+                          const std::vector<PlainSmaps>& smaps) {
+  const auto owner = std::find_if(plain.begin(), plain.end(),
+                                  [&](const PlainVma& v) { return v.start <= va && va < v.end; });
+  VmaInspector inspector(process);
+  const auto got = translate(process, *source.translator, inspector, VirtAddr{va});
+  const std::string name(to_string(source.translator->backend()));
+  if (!got) return name + " of " + hex(va) + ": " + to_string(got.error());
+  const Extent& e = got->extent;
+  const std::uint64_t page = va / base_page * base_page;
+  bool good = e.va.value == page && e.bytes == base_page;
+  if (owner == plain.end()) {
+    good = good && e.state == PageState::unmapped && !got->vma;
+  } else {
+    const auto& flags = smaps[static_cast<std::size_t>(owner - plain.begin())];
+    const PlainRun* const run = run_at(*owner, page);
+    good = good && run != nullptr && got->vma && got->vma->range.start.value == owner->start;
+    if (source.translator->sees_pfnmap() && flags.has("pf"))
+      good = good && (e.state == PageState::resident || e.state == PageState::absent);
+    else
+      good = good && agrees(*run, flags, e, page, source.translator->known_bits());
+  }
+  return good ? "" : name + " of " + hex(va) + ": " + describe(e);
+}
+
 /// Addresses one by one, of VMAs and between them, to the byte.
 void check_addresses(const Process& process, std::vector<Source>& sources,
                      const std::vector<PlainVma>& plain, const std::vector<PlainSmaps>& smaps,
@@ -185,33 +212,13 @@ void check_addresses(const Process& process, std::vector<Source>& sources,
       default:
         break;
     }
-    const auto owner = std::find_if(plain.begin(), plain.end(),
-                                    [&](const PlainVma& v) { return v.start <= va && va < v.end; });
     for (Source& source : sources) {
-      VmaInspector inspector(process);
-      const auto got = translate(process, *source.translator, inspector, VirtAddr{va});
-      const std::string name(to_string(source.translator->backend()));
-      if (!got) {
-        tally.faults.push_back(name + " of " + hex(va) + ": " + to_string(got.error()));
-        continue;
-      }
-      const Extent& e = got->extent;
-      const std::uint64_t page = va / base_page * base_page;
-      bool good = e.va.value == page && e.bytes == base_page;
-      if (owner == plain.end()) {
-        good = good && e.state == PageState::unmapped && !got->vma;
-      } else {
-        const auto& flags = smaps[static_cast<std::size_t>(owner - plain.begin())];
-        const PlainRun* const run = run_at(*owner, page);
-        good = good && run != nullptr && got->vma && got->vma->range.start.value == owner->start;
-        if (source.translator->sees_pfnmap() && flags.has("pf")) {
-          good = good && (e.state == PageState::resident || e.state == PageState::absent);
-        } else {
-          good = good && agrees(*run, flags, e, page, source.translator->known_bits());
-        }
-      }
       ++tally.pages;
-      if (!good) tally.faults.push_back(name + " of " + hex(va) + ": " + describe(e));
+      std::string fault = check_address(process, source, va, plain, smaps);
+      // A page may have changed since: another process that shared it has made its own copy.
+      for (int again = 0; again < 3 && !fault.empty(); ++again)
+        fault = check_address(process, source, va, plain_read(process.pid()), smaps);
+      if (!fault.empty()) tally.faults.push_back(fault);
     }
   }
 }
