@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include "cli.hpp"
 
+#include <linux/capability.h>
 #include <sched.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -112,6 +114,30 @@ Status finish_output(Output& out, Status status, const Messages& messages) {
   if (out.error() == EINTR) return status;  // the signal is the answer
   messages.error(fmt::format("writing output: stdout: {}", std::strerror(out.error())));
   return Status::unanswered;
+}
+
+void drop_capabilities(Writes writes) {
+  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+  __user_cap_data_struct data[2];
+  if (syscall(SYS_capget, &header, data) != 0) return;
+  // Other users' files in /proc; PFNs; /proc/kcore and /proc/kallsyms, which lead BPF to the direct
+  // map. The last two are newer than some headers.
+  constexpr unsigned cap_perfmon = 38, cap_bpf = 39;
+  std::uint64_t keep = 0;
+  for (const unsigned n :
+       {unsigned{CAP_DAC_READ_SEARCH}, unsigned{CAP_SYS_PTRACE}, unsigned{CAP_SYS_ADMIN},
+        unsigned{CAP_SYS_RAWIO}, unsigned{CAP_SYSLOG}, cap_perfmon, cap_bpf}) {
+    keep |= std::uint64_t{1} << n;
+  }
+  // Where the first is missing (containers have it not by default), this opens the same files.
+  if (writes == Writes::files || (data[0].permitted & (1U << CAP_DAC_READ_SEARCH)) == 0)
+    keep |= std::uint64_t{1} << CAP_DAC_OVERRIDE;
+  for (unsigned i = 0; i < 2; ++i) {
+    data[i].permitted &= static_cast<std::uint32_t>(keep >> (32 * i));
+    data[i].effective &= data[i].permitted;
+    data[i].inheritable = 0;
+  }
+  (void)syscall(SYS_capset, &header, data);
 }
 
 }  // namespace vmem::tools

@@ -50,6 +50,13 @@ Result<std::unique_ptr<Translator>> open_source(const CommonOptions& options,
 std::string json_prologue(std::string_view tool, const SysRoot& root, PfnAccess access,
                           Backend backend);
 
+/// Where a tool writes to: files may be in directories of other users'.
+enum class Writes : std::uint8_t { output, files };
+
+/// Of its capabilities a tool keeps what some backend reads with. The library leaves them alone:
+/// they are its caller's.
+void drop_capabilities(Writes writes);
+
 /// CPUs that this process may run on, `most` at most. (hardware_concurrency() reads a file of
 /// /sys, and does not know of taskset.)
 unsigned usable_cpus(unsigned most);

@@ -66,6 +66,7 @@ int run(int argc, char** argv) {
 }  // namespace vmem::tools
 
 int main(int argc, char** argv) {
+  vmem::tools::drop_capabilities(vmem::tools::Writes::files);
   try {
     return vmem::tools::run(argc, argv);
   } catch (const std::bad_alloc&) {

@@ -1,9 +1,5 @@
 // SPDX-License-Identifier: MIT
 /// vtop: which physical memory a virtual address is.
-#include <linux/capability.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -105,37 +101,11 @@ int run(int argc, char** argv) {
   return run_vtop(options, *process, **translator, std::move(columns), addresses);
 }
 
-/// Of its capabilities vtop keeps what some backend reads with. The library leaves them alone: they
-/// are its caller's.
-void drop_capabilities() {
-  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
-  __user_cap_data_struct data[2];
-  if (syscall(SYS_capget, &header, data) != 0) return;
-  // Other users' files in /proc; PFNs; /proc/kcore and /proc/kallsyms, which lead BPF to the direct
-  // map. The last two are newer than some headers.
-  constexpr unsigned cap_perfmon = 38, cap_bpf = 39;
-  std::uint64_t keep = 0;
-  for (const unsigned n :
-       {unsigned{CAP_DAC_READ_SEARCH}, unsigned{CAP_SYS_PTRACE}, unsigned{CAP_SYS_ADMIN},
-        unsigned{CAP_SYS_RAWIO}, unsigned{CAP_SYSLOG}, cap_perfmon, cap_bpf}) {
-    keep |= std::uint64_t{1} << n;
-  }
-  // Where the first is missing (containers have it not by default), this opens the same files.
-  if ((data[0].permitted & (1U << CAP_DAC_READ_SEARCH)) == 0)
-    keep |= std::uint64_t{1} << CAP_DAC_OVERRIDE;
-  for (unsigned i = 0; i < 2; ++i) {
-    data[i].permitted &= static_cast<std::uint32_t>(keep >> (32 * i));
-    data[i].effective &= data[i].permitted;
-    data[i].inheritable = 0;
-  }
-  (void)syscall(SYS_capset, &header, data);
-}
-
 }  // namespace
 }  // namespace vmem::tools
 
 int main(int argc, char** argv) {
-  vmem::tools::drop_capabilities();
+  vmem::tools::drop_capabilities(vmem::tools::Writes::output);
   try {
     return vmem::tools::run(argc, argv);
   } catch (const std::bad_alloc&) {

@@ -180,7 +180,10 @@ void judge(const Extent& e, const std::vector<Known>& known, Counts& counts) {
     if (e.state == PageState::changed) {
       ++counts.changed;
     } else if (e.state != PageState::resident) {
-      if (counts.missing++ == 0) counts.first_wrong_va = k->va;
+      if (counts.missing++ == 0) {
+        counts.first_wrong_va = k->va;
+        std::fprintf(stderr, "missing %s\n", describe(e).c_str());
+      }
     } else if (const std::uint64_t pfn = e.pfn.value + (k->va - e.va.value) / base_page;
                pfn != k->pfn) {
       if (counts.wrong++ == 0) {
@@ -285,7 +288,10 @@ void look_by_vtop(pid_t pid, const std::vector<Known>& known, Counts& counts) {
         if (extent["state"] == "changed") {
           ++counts.changed;
         } else if (extent["state"] != "resident") {
-          if (counts.missing++ == 0) counts.first_wrong_va = want.va;
+          if (counts.missing++ == 0) {
+            counts.first_wrong_va = want.va;
+            std::fprintf(stderr, "missing in vtop: %s\n", extent.dump().c_str());
+          }
         } else if (std::stoull(extent["pfn"].get<std::string>(), nullptr, 16) != want.pfn) {
           if (counts.wrong++ == 0) counts.first_wrong_va = want.va;
         }
