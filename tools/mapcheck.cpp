@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <malloc.h>
 #include <poll.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -21,6 +20,7 @@
 #include "mapcheck_report.hpp"
 #include "mapcheck_run.hpp"
 #include "options.hpp"
+#include "report_file.hpp"
 #include "targets.hpp"
 
 namespace vmem::tools {
@@ -131,35 +131,6 @@ std::optional<std::vector<Rule>> read_rules(const MapcheckOptions& options,
   return rules;
 }
 
-/// Writes the document in place of the old one at once, where that is a file.
-bool write_junit(const std::string& file, const std::string& text, const Messages& messages) {
-  const auto failed = [&](const std::string& path) {
-    messages.error(fmt::format("writing output: {}: {}", path, std::strerror(errno)));
-    return false;
-  };
-  struct stat info{};
-  const bool special = stat(file.c_str(), &info) == 0 && !S_ISREG(info.st_mode);
-  const std::string path = special ? file : fmt::format("{}.{}", file, getpid());
-  const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  if (fd < 0) return failed(path);
-  std::string_view rest = text;
-  while (!rest.empty()) {
-    const ssize_t n = write(fd, rest.data(), rest.size());
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) break;
-    rest.remove_prefix(static_cast<std::size_t>(n));
-  }
-  if (!rest.empty() || close(fd) != 0) {
-    const int error = errno;
-    if (!special) unlink(path.c_str());
-    errno = error;
-    return failed(file);
-  }
-  if (special || rename(path.c_str(), file.c_str()) == 0) return true;
-  unlink(path.c_str());
-  return failed(file);
-}
-
 /// The time of day, as a line of --watch begins.
 std::string now() {
   const std::time_t seconds = std::time(nullptr);
@@ -252,7 +223,7 @@ int run_checks(const Subjects& subjects, const MapcheckOptions& options, std::ve
     }
     out.flush();
     if (!options.junit.empty() && options.junit != "-" &&
-        !write_junit(options.junit, junit(report), messages)) {
+        !write_report(options.junit, junit(report), messages)) {
       return static_cast<int>(Status::unanswered);
     }
     if (!options.watch || (options.count != 0 && looks >= options.count) || out.failed()) break;

@@ -7,6 +7,7 @@
 #include <span>
 
 #include "regaudit.hpp"
+#include "report_file.hpp"
 #include "text_table.hpp"
 
 namespace vmem::tools {
@@ -370,16 +371,7 @@ bool write_junit(const Report& report, const RegauditOptions& options, const Mes
     }
   }
   text += "</testsuite>\n</testsuites>\n";
-  std::FILE* const file = std::fopen(options.junit.c_str(), "we");
-  bool good = file != nullptr && std::fwrite(text.data(), 1, text.size(), file) == text.size();
-  int error = errno;
-  if (file != nullptr && std::fclose(file) != 0 && good) {
-    good = false;
-    error = errno;
-  }
-  if (!good)
-    messages.error(fmt::format("writing JUnit: {}: {}", options.junit, std::strerror(error)));
-  return good;
+  return write_report(options.junit, text, messages);
 }
 
 }  // namespace

@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/ioctl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -14,6 +13,7 @@
 #include <map>
 #include <utility>
 
+#include "report_file.hpp"
 #include "targets.hpp"
 #include "vma_json.hpp"
 #include "vmastat_report.hpp"
@@ -139,33 +139,8 @@ class Vmastat {
     }
     if (stopped() || processes_ == 0) return;
     report_->finish(refused_);
-    if (!options_.html.empty()) write_html();
-  }
-
-  /// Whole or not at all: beside the file, and then in its place.
-  void write_html() {
-    const auto failed = [&](const char* what) {
-      fail(fmt::format("{}: {}: {}", what, options_.html, std::strerror(errno)));
-    };
-    struct stat status{};
-    // What is no regular file (/dev/stdout) cannot be replaced.
-    const bool in_place = stat(options_.html.c_str(), &status) == 0 && !S_ISREG(status.st_mode);
-    const std::string part = in_place ? options_.html : options_.html + ".part";
-    const int fd = open(part.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
-    if (fd < 0) return failed("opening");
-    for (std::string_view rest = html_; !rest.empty();) {
-      const ssize_t n = write(fd, rest.data(), rest.size());
-      if (n < 0 && errno == EINTR && !interrupted()) continue;
-      if (n <= 0) {
-        failed("writing");
-        close(fd);
-        if (!in_place) unlink(part.c_str());
-        return;
-      }
-      rest.remove_prefix(static_cast<std::size_t>(n));
-    }
-    if (close(fd) != 0) return failed("writing");
-    if (!in_place && std::rename(part.c_str(), options_.html.c_str()) != 0) failed("renaming to");
+    if (!options_.html.empty() && !write_report(options_.html, html_, messages_))
+      raise(Status::unanswered);
   }
 
   // ---- one look at everything

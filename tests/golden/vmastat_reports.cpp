@@ -121,3 +121,30 @@ TEST_CASE("the dashboard asks for metrics that there are") {
   }
   CHECK(asked > 9);
 }
+
+TEST_CASE("a report goes through links, into pipes, and is never half an old one") {
+  const TempDir directory;
+  const auto file = directory / "real", link = directory / "link",
+             dangling = directory / "dangling";
+  write_file(file, "old");
+  std::filesystem::permissions(file, std::filesystem::perms{0640});
+  std::filesystem::create_symlink("real", link);
+  std::filesystem::create_symlink("nowhere", dangling);
+  const auto report = [&](const std::string& to) {
+    return run_tool("vmastat",
+                    {"--sysroot", (expanded_fixtures() / "x86-64").string(), "--html", to, "1042"});
+  };
+  CHECK(report(link.string()).status == 0);
+  CHECK(std::filesystem::is_symlink(link));
+  CHECK(read_file(file).ends_with("</html>\n"));
+  CHECK(std::filesystem::status(file).permissions() == std::filesystem::perms{0640});
+  CHECK(report(dangling.string()).status == 0);
+  CHECK(read_file(directory / "nowhere").ends_with("</html>\n"));
+  CHECK(std::distance(std::filesystem::directory_iterator(directory.path()), {}) == 4);
+  const RunResult both = report("/dev/stdout");
+  CHECK(both.status == 0);
+  CHECK(both.out.find("<!doctype html>") != std::string::npos);
+  const RunResult full = report("/dev/full");
+  CHECK(full.status == 2);
+  CHECK(full.err == "vmastat: writing output: /dev/full: No space left on device\n");
+}
