@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include "mapcheck_rules.hpp"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <charconv>
 #include <vector>
 
 #include "addresses.hpp"
+#include "render.hpp"
 
 namespace vmem::tools {
 namespace {

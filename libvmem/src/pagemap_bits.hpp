@@ -10,6 +10,8 @@
 namespace vmem::pagemap {
 
 inline constexpr std::uint64_t pfn_mask = (std::uint64_t{1} << 55) - 1;
+/// Frames from here on have no address of 64 bits, whatever the page size: no machine has them.
+inline constexpr std::uint64_t pfn_end = std::uint64_t{1} << 48;
 inline constexpr std::uint64_t bit_soft_dirty = std::uint64_t{1} << 55;
 inline constexpr std::uint64_t bit_exclusive = std::uint64_t{1} << 56;
 inline constexpr std::uint64_t bit_uffd_wp = std::uint64_t{1} << 57;

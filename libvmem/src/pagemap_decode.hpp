@@ -54,6 +54,11 @@ constexpr Decoded decode(std::uint64_t entry, bool proven) {
   Decoded d;
   d.bits = bits(entry);
   if (present(entry)) {
+    if (pfn(entry).value >= pfn_end) {
+      d.state = PageState::special;
+      d.reason = Reason::unknown_entry;
+      return d;
+    }
     d.value = pfn(entry).value;
     d.state = d.value != 0 || proven ? PageState::resident : PageState::hidden;
   } else if ((entry & bit_guard) != 0) {

@@ -276,8 +276,9 @@ void PagemapReader::decode_runs(VirtAddr va, std::size_t first, std::size_t coun
     // overflow into the flags (a recorded file can hold anything).
     const std::uint64_t number_step = step_of(run);
     const std::uint64_t step = resident ? number_step : number_step << 5;
+    const std::uint64_t last = resident ? pagemap::pfn_end - 1 : pagemap::pfn_mask;
     const std::uint64_t room =
-        step == 0 ? count : ((pagemap::pfn_mask - (entry & pagemap::pfn_mask)) / step) + 1;
+        step == 0 ? count : ((last - (entry & pagemap::pfn_mask)) / step) + 1;
     const std::size_t limit = i + std::min<std::uint64_t>(count - i, room);
     std::size_t j = i + 1;
     for (std::uint64_t expected = entry + step; j < limit && entries[j] == expected; ++j)
@@ -296,6 +297,7 @@ void PagemapReader::emit_leaf(VaRange piece, std::uint64_t entry, PageSize leaf)
              .bytes = piece.bytes(),
              .pfn = {d.value},
              .state = d.state,
+             .reason = d.reason,
              .bits = d.bits};
   run.leaf_shift = static_cast<std::uint8_t>(leaf.shift());
   // hugetlb pages are mapped as a whole: there bit 56 is one for all (pagemap_hugetlb_range()).

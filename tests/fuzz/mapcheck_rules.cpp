@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Expectations and policies. The tools are programs, not a library: the sources themselves are
 // taken in.
+#define FMT_HEADER_ONLY 1
 #include "../../tools/mapcheck_rules.cpp"
 
 #include "../../tools/addresses.cpp"

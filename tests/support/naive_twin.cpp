@@ -52,7 +52,10 @@ TwinPage twin_decode(std::uint64_t entry, bool proven) {
   const std::uint64_t field = entry % (1ULL << 55);
   const std::uint64_t type = field % 32;
   const std::uint64_t offset = field / 32;
-  if (bit(entry, 63)) {
+  if (bit(entry, 63) && field >= 1ULL << 48) {
+    page.state = PageState::special;
+    page.reason = Reason::unknown_entry;
+  } else if (bit(entry, 63)) {
     page.state = field == 0 && !proven ? PageState::hidden : PageState::resident;
     page.number = field;
   } else if (bit(entry, 58)) {

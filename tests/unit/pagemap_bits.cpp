@@ -32,7 +32,10 @@ TEST_CASE("entries as kernels show them") {
       {0xa100000000001234, PageState::resident, Reason::none, 0x1234, 0, excl | file},
       {0xa000000000103079, PageState::resident, Reason::none, 0x103079, 0, file},
       {0x8000000000000000, PageState::resident, Reason::none, 0, 0, 0},
-      {0x807fffffffffffff, PageState::resident, Reason::none, 0x7fffffffffffff, 0, 0},
+      {0x8000ffffffffffff, PageState::resident, Reason::none, 0xffffffffffff, 0, 0},
+      // Its address would be 0 again.
+      {0x8001000000000000, PageState::special, Reason::unknown_entry, 0, 0, 0},
+      {0x807fffffffffffff, PageState::special, Reason::unknown_entry, 0, 0, 0},
       {0x8200000000000007, PageState::resident, Reason::none, 7, 0, wp},
       {0x440000000000009f, PageState::guard, Reason::none, 0, 0, 0},
       {0x400000000000009f, PageState::guard, Reason::none, 0, 0, 0},
