@@ -13,6 +13,7 @@
 #include <cerrno>
 #include <charconv>
 #include <cstring>
+#include <deque>
 #include <map>
 #include <memory>
 
@@ -187,25 +188,32 @@ struct Joined {
 /// length. Of several alike each gets one, in the order in which they were made.
 std::vector<Joined> join(const std::vector<const Region*>& regions,
                          const std::vector<TracedRegion>& traced) {
-  std::vector<Joined> all;
+  std::map<std::pair<std::uint32_t, std::uint64_t>, std::deque<std::size_t>> by_key;
+  for (std::size_t i = 0; i < traced.size(); ++i)
+    by_key[{traced[i].lkey, traced[i].length}].push_back(i);
   std::vector<bool> taken(traced.size());
+  std::vector<Joined> all;
   all.reserve(regions.size());
-  for (const Region* region : regions) all.push_back({region, nullptr});
-  const auto match = [&](auto same) {
-    for (Joined& j : all) {
-      if (j.traced != nullptr) continue;
-      for (std::size_t i = 0; i < traced.size(); ++i) {
-        if (taken[i] || !same(*j.region, traced[i])) continue;
-        taken[i] = true;
-        j.traced = &traced[i];
-        break;
-      }
-    }
-  };
-  match([](const Region& r, const TracedRegion& t) {
-    return r.lkey && *r.lkey == t.lkey && r.length == t.length;
-  });
-  match([](const Region& r, const TracedRegion& t) { return !r.lkey && r.length == t.length; });
+  for (const Region* region : regions) {
+    all.push_back({region, nullptr});
+    if (!region->lkey) continue;
+    const auto found = by_key.find({*region->lkey, region->length});
+    if (found == by_key.end() || found->second.empty()) continue;
+    all.back().traced = &traced[found->second.front()];
+    taken[found->second.front()] = true;
+    found->second.pop_front();
+  }
+  std::map<std::uint64_t, std::deque<std::size_t>> by_length;
+  for (std::size_t i = 0; i < traced.size(); ++i) {
+    if (!taken[i]) by_length[traced[i].length].push_back(i);
+  }
+  for (Joined& j : all) {
+    if (j.region->lkey) continue;
+    const auto found = by_length.find(j.region->length);
+    if (found == by_length.end() || found->second.empty()) continue;
+    j.traced = &traced[found->second.front()];
+    found->second.pop_front();
+  }
   return all;
 }
 

@@ -48,6 +48,7 @@ PagemapReader::PagemapReader(const Process& process, const Fd& fd, const WalkOpt
       seeks_holes_(recorded_),
       proven_(process.root().pfn_access() == PfnAccess::full),
       every_page_(options.every_page),
+      hugetlb_(recorded_ ? options.hugetlb : std::nullopt),
       stop_(options.stop),
       window_(chunk_bytes_),
       scan_pages_(small_pages) {}
@@ -55,9 +56,15 @@ PagemapReader::PagemapReader(const Process& process, const Fd& fd, const WalkOpt
 Result<void> PagemapReader::read(VaRange range, ExtentSink sink) {
   sink_ = &sink;
   open_ = true;
+  if (hugetlb_) {
+    // Where the record ends every entry counts, to say so.
+    const off_t size = lseek(fd_.get(), 0, SEEK_END);
+    if (size < 0 || static_cast<std::uint64_t>(size) / 8 < page_size_.pages(range.end.value))
+      hugetlb_.reset();
+  }
   while (open_ && !range.empty() && (stop_ == nullptr || !stop_())) {
     VirtAddr end = range.end;
-    const bool small = range.bytes() <= small_pages * page_size_.bytes();
+    const bool small = range.bytes() <= small_pages * page_size_.bytes() && !hugetlb_;
     if (small || dense_ || (!can_scan_ && !seeks_holes_)) {
       // Cut at multiples of the chunk, so that no huge leaf lies across two.
       end = chunk_end(range, chunk_bytes_);
@@ -315,7 +322,7 @@ void PagemapReader::emit_absent(VaRange range) {
 Result<void> PagemapReader::read_leaves(VaRange range) {
   while (open_ && !range.empty()) {
     const PageSize leaf = huge_leaf(range.start);
-    if (every_page_ || leaf.bytes() < pmd_size_.bytes()) {
+    if ((every_page_ && !leaf_is_hugetlb_) || leaf.bytes() < pmd_size_.bytes()) {
       const VirtAddr end =
           std::min(range.end, std::max(leaf_range_.end, range.start + leaf.bytes()));
       if (auto read = read_outright({range.start, end}, leaf.shift()); !read) return read;
@@ -391,36 +398,48 @@ std::optional<PagemapReader::Scan> PagemapReader::next_data(VaRange range) {
     return VirtAddr{static_cast<std::uint64_t>(offset) / 8 << page_size_.shift()};
   };
   const off_t range_end = position(range.end);
-  const off_t data = lseek(fd_.get(), position(range.start), SEEK_DATA);
-  const int no_data = data < 0 ? errno : 0;
-  if (data < 0) {
-    // No more data: all holes, if the file reaches that far. Let a read tell.
-    const off_t size = lseek(fd_.get(), 0, SEEK_END);
-    if (no_data == ENXIO && size >= range_end) return Scan{0, range.end};
-    seeks_holes_ = can_scan_ = false;
-    return {};
+  off_t data = position(range.start), hole = data_end_;
+  if (data < data_start_ || data >= data_end_) {
+    data = lseek(fd_.get(), data, SEEK_DATA);
+    const int no_data = data < 0 ? errno : 0;
+    if (data < 0) {
+      // No more data: all holes, if the file reaches that far. Let a read tell.
+      const off_t size = lseek(fd_.get(), 0, SEEK_END);
+      if (no_data == ENXIO && size >= range_end) return Scan{0, range.end};
+      seeks_holes_ = can_scan_ = false;
+      return {};
+    }
+    // tmpfs goes through all pages up to the next hole: asked once for each stretch.
+    hole = lseek(fd_.get(), data, SEEK_HOLE);
+    data_start_ = data;
+    data_end_ = hole;
   }
   if (data >= range_end) return Scan{0, range.end};
-  const VirtAddr start = std::max(range.start, pmd_size_.floor(address(data)));
-  const off_t hole = lseek(fd_.get(), data, SEEK_HOLE);
+  const PageSize block = hugetlb_ && hugetlb_->bytes() > pmd_size_.bytes() ? *hugetlb_ : pmd_size_;
+  const VirtAddr start = std::max(range.start, block.floor(address(data)));
   // Widened to whole blocks, so that what is said of leaves does not depend on where the
   // file system puts its holes.
   VirtAddr end = range.end;
   if (hole >= 0 && hole + 7 < range_end) {
-    const VirtAddr block_end = pmd_size_.ceil(address(hole + 7));
+    const VirtAddr block_end = block.ceil(address(hole + 7));
     if (block_end > start) end = std::min(end, block_end);
   }
   if (end <= start) {
     seeks_holes_ = can_scan_ = false;
     return {};
   }
-  regions_[0] = {start.value, end.value, page_is_present};
+  regions_[0] = {start.value, end.value, page_is_present | (hugetlb_ ? page_is_huge : 0)};
   return Scan{1, end};
 }
 
 /// The size of the huge leaf at `va`: the VMA's own page size for hugetlb, else a PMD.
 PageSize PagemapReader::huge_leaf(VirtAddr va) {
   if (leaf_range_.contains(va)) return leaf_size_;
+  if (hugetlb_) {
+    leaf_range_ = {{0}, {UINT64_MAX}};
+    leaf_is_hugetlb_ = true;
+    return leaf_size_ = *hugetlb_;
+  }
   Vma vma;
   std::optional<PageSize> size;
   if (query_vma(process_, va, vma, size) == VmaQuery::found) {

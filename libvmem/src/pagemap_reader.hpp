@@ -17,7 +17,8 @@ namespace vmem {
 /// scan first pays where under about 12 % of the pages are populated, and where leaves are
 /// huge (one entry then serves a leaf). A range starts with a scan; where a window proves
 /// to be densely populated with small pages the next are read outright, until one is
-/// sparse or shows huge leaves. A recorded file tells its holes by SEEK_DATA instead.
+/// sparse or shows huge leaves. A recorded file tells its holes by SEEK_DATA instead, and of its
+/// huge leaves those that the VMA's page size gives away (WalkOptions::hugetlb).
 class PagemapReader {
  public:
   PagemapReader(const Process& process, const Fd& fd, const WalkOptions& options);
@@ -73,6 +74,7 @@ class PagemapReader {
   bool seeks_holes_;  ///< a regular file: SEEK_DATA finds what is populated
   bool proven_;      ///< PFN 0 is a frame, not a hidden one
   bool every_page_;
+  std::optional<PageSize> hugetlb_;  ///< of what a recorded file holds of the range
   bool (*stop_)();
   bool can_scan_ = true;
   bool dense_ = false;           ///< the last window was: read the next outright
@@ -83,6 +85,8 @@ class PagemapReader {
   VaRange leaf_range_;           ///< the VMA that huge_leaf() asked about last
   PageSize leaf_size_;
   bool leaf_is_hugetlb_ = false;
+  std::int64_t data_start_ = 0;  ///< a stretch of a recorded file without a hole: half-open, in
+  std::int64_t data_end_ = 0;    ///< bytes
   const ExtentSink* sink_ = nullptr;
   bool open_ = true;             ///< the sink wants more
   std::size_t capacity_ = 0;     ///< of entries_

@@ -400,6 +400,12 @@ class Auditor {
       else
         flags_.reset();
     }
+    // What flags could still say of a hugetlb page is that it is poisoned: it is never merged, and
+    // never the zero page.
+    if (view_.hugetlb && nothing_poisoned_ && !by_mapcount) {
+      if (moves) shared(o, evidence_of(part, pfn, pfn, frames), 0);
+      return;
+    }
     const auto unknown = [&] {
       add(audit, AuditFindingKind::frames_unknown, Severity::unknown, "kpageflags",
           {.va = part.start, .bytes = part.bytes(), .pfn = pfn});

@@ -21,6 +21,8 @@ constexpr std::uint64_t bridged_pages = 128;
 /// once in so many is cheap.
 constexpr std::size_t held_back = 8192;
 constexpr int attempts = 3;
+/// From this size on it pays to know beforehand that a recorded mapping is of huge pages.
+constexpr std::uint64_t large_bytes = 64 << 20;
 
 /// The gate page: part of no address space (arch/x86/entry/vsyscall/vsyscall_64.c).
 bool is_gate(const Vma& vma) { return vma.path == "[vsyscall]"; }
@@ -110,6 +112,7 @@ class Walk {
         fallback_(translator),
         backend_(translator_.backend()),
         sighted_(translator_.sees_pfnmap()),
+        inspector_(inspector),
         finisher_(inspector, !process.root().recorded()),
         page_size_(process.root().page_size()),
         range_(range.end.value != 0 ? range
@@ -184,22 +187,33 @@ class Walk {
           return held;
         }
       } else {
+        const auto hugetlb = recorded_hugetlb(batch_[first]);
         while (last < batch_size_ && !is_gate(batch_[last]) &&
-               batch_[last].range.start - span.end <= bridged_pages * page_size_.bytes()) {
+               batch_[last].range.start - span.end <= bridged_pages * page_size_.bytes() &&
+               recorded_hugetlb(batch_[last]) == hugetlb &&
+               (!hugetlb || batch_[last].range.start == span.end)) {
           span.end = asked(batch_[last++]).end;
         }
-        if (auto walked = walk_span(span, first); !walked) return walked;
+        if (auto walked = walk_span(span, first, hugetlb); !walked) return walked;
       }
       first = last;
     }
     return {};
   }
 
+  /// A live kernel tells huge leaves itself.
+  std::optional<PageSize> recorded_hugetlb(const Vma& vma) {
+    if (live_ || asked(vma).bytes() < large_bytes) return {};
+    return inspector_.hugetlb_page_size(vma);
+  }
+
   /// Walks neighbours as one, and cuts what comes at their borders.
-  Result<void> walk_span(VaRange span, std::size_t vma) {
+  Result<void> walk_span(VaRange span, std::size_t vma, std::optional<PageSize> hugetlb) {
     Result<void> result;
     VaRange part = asked(batch_[vma]);
-    auto walked = translator_.walk(span, options_, [&](const Extent& whole) {
+    WalkOptions options = options_;
+    options.hugetlb = hugetlb;
+    auto walked = translator_.walk(span, options, [&](const Extent& whole) {
       // Nearly all are a part of the VMA that the one before was in.
       if (whole.va >= part.start && whole.end() <= part.end && held_.size() + 1 < held_back) {
         held_.push_back({vma, whole});
@@ -376,6 +390,7 @@ class Walk {
   Translator& fallback_;  ///< knows who sees where translator_ is blind
   const Backend backend_;  ///< of translator_
   const bool sighted_;  ///< translator_ is blind to nothing
+  VmaInspector& inspector_;
   Finisher finisher_;
   const PageSize page_size_;
   const VaRange range_;

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -139,13 +140,17 @@ using ExtentSink = FunctionRef<bool(const Extent&)>;
 struct WalkOptions {
   /// 1 or 2. With 2 a second thread shares the reading once a walk proves long.
   unsigned threads = 1;
-  /// Read the entry of every page, also in huge leaves: no leaf_sampled extents.
+  /// Read the entry of every page, also in huge leaves: no leaf_sampled extents. (Of a hugetlb
+  /// page one entry says all.)
   bool every_page = false;
   /// All page_bits are wanted. Where they are not, a source that knows fewer may serve.
   bool page_bits = true;
   /// [vvar] is wanted, too: where pagemap is blind to it, page tables are asked, which takes some
   /// milliseconds to open. Nobody but the kernel has a use for it.
   bool kernel_mappings = true;
+  /// What is mapped in the range is hugetlb pages of this size, as its VMAs say: where no scan
+  /// tells it (a recorded system), one entry is then read for each. translate() sets it.
+  std::optional<PageSize> hugetlb;
   /// Asked now and then, from any of the threads, also while there is nothing to deliver;
   /// true ends the walk as if the sink had. Once true it must stay so.
   bool (*stop)() = nullptr;
