@@ -104,6 +104,24 @@ struct Instance {
   std::vector<User> users;
 };
 
+/// What the files say; an error names the whole path.
+Result<DpdkMemory> read_files(const Instance& instance) {
+  auto memory = read_dpdk(*instance.tree, instance.path);
+  if (!memory && instance.path.empty())
+    memory.error().path = instance.directory + "/" + memory.error().path;
+  return memory;
+}
+
+/// Says why they could not be read; a version that is not known, by its name.
+void say_unreadable(const Instance& instance, const Error& error, const Messages& messages) {
+  const auto version = error.code == Errc::not_supported
+                           ? read_dpdk_version(*instance.tree, instance.path)
+                           : std::unexpected(Error{});
+  if (!version) return messages.error(error);
+  messages.error(fmt::format("{}: {}: DPDK {}", error.what, error.path, printable(*version)),
+                 error.hint != nullptr ? error.hint : "");
+}
+
 std::vector<std::string> runtime_folders() {
   std::vector<std::string> folders;
   const auto environment = [&](const char* name) {
@@ -216,9 +234,9 @@ class Finder {
       if (!error && user.directory == real) instance.users.push_back(user);
     }
     if (!instance.users.empty() || !options_.pid.empty()) return instance;
-    const auto memory = read_dpdk(*tree, "");
+    const auto memory = read_files(instance);
     if (!memory) {
-      messages_.error(memory.error());
+      say_unreadable(instance, memory.error(), messages_);
       return std::nullopt;
     }
     // Of the running ones, the one most of whose segments are the same.
@@ -357,7 +375,7 @@ void drop_segments_findings(std::vector<Audit>& zones) {
     std::erase_if(zone.findings, [](const AuditFinding& f) {
       return f.kind != AuditFindingKind::iova_mismatch &&
              f.kind != AuditFindingKind::not_resident && f.kind != AuditFindingKind::unmapped &&
-             f.kind != AuditFindingKind::hidden;
+             f.kind != AuditFindingKind::no_iova && f.kind != AuditFindingKind::hidden;
     });
   }
 }
@@ -373,9 +391,10 @@ bool audit_instance(Report& report, const RegauditOptions& options, const SysRoo
   // Memory comes and goes under a running primary: an answer holds if the files stood still.
   constexpr int attempts = 4;
   for (int attempt = 1;; ++attempt) {
-    const auto memory = read_dpdk(*instance.tree, instance.path);
+    const auto memory = read_files(instance);
+    if (!memory && memory.error().code == Errc::malformed && attempt < attempts) continue;
     if (!memory) {
-      messages.error(memory.error());
+      say_unreadable(instance, memory.error(), messages);
       return false;
     }
     if (memory->segments.empty()) {
@@ -393,7 +412,7 @@ bool audit_instance(Report& report, const RegauditOptions& options, const SysRoo
     std::vector<Audit> zone_audits;
     if (!zones.groups.empty()) zone_audits = std::move(zones.groups.front().audits);
     drop_segments_findings(zone_audits);
-    const auto again = read_dpdk(*instance.tree, instance.path);
+    const auto again = read_files(instance);
     const bool same = again && again->segments == memory->segments;
     if (!same && attempt < attempts) continue;
     if (!same) {

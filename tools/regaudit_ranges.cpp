@@ -154,7 +154,8 @@ void add_plan(Report& report, PageSize page_size, bool bytes) {
   bool unknown = false;
   for (std::size_t i = 0; i < group.audits.size(); ++i) {
     const VaRange range = group.registrations[i].range;
-    pages += page_size.pages(page_size.ceil(range.end) - page_size.floor(range.start));
+    // The last page of the address space ends beyond 64 bits.
+    pages += page_size.pages(range.end.value - 1) - page_size.pages(range.start.value) + 1;
     complete = complete && group.audits[i].complete;
     entries[group.audits[i].best_page_size] += group.audits[i].entries;
     for (const AuditFinding& f : group.audits[i].findings) {
@@ -163,7 +164,8 @@ void add_plan(Report& report, PageSize page_size, bool bytes) {
     }
   }
   const LockLimits& l = group.limits;
-  const std::uint64_t pins = pages * page_size.bytes();
+  const std::uint64_t pins =
+      pages > UINT64_MAX / page_size.bytes() ? UINT64_MAX : pages * page_size.bytes();
   const char* const verdict = !blockers.empty() ? "would fail" : unknown ? "unknown" : "would work";
   const std::string limit = l.ipc_lock                 ? "none (CAP_IPC_LOCK)"
                             : !l.memlock               ? "unknown"

@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: MIT
 /// regaudit trace: runs a program with the recorder before its libibverbs.
+#include <elf.h>
 #include <fcntl.h>
+#include <link.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -72,6 +76,47 @@ std::optional<std::string> make_log(const std::string& file, const Messages& mes
   return path;
 }
 
+/// The file that execvp(3) will run; empty if there is none.
+std::string found_in_path(const std::string& command) {
+  if (command.find('/') != std::string::npos) return command;
+  const char* const path = std::getenv("PATH");
+  std::string_view rest = path != nullptr ? path : "/bin:/usr/bin";
+  while (true) {
+    const std::size_t end = std::min(rest.find(':'), rest.size());
+    const std::string folder(rest.substr(0, end));
+    const std::string file = (folder.empty() ? "." : folder) + "/" + command;
+    if (access(file.c_str(), X_OK) == 0) return file;
+    if (end == rest.size()) return {};
+    rest.remove_prefix(end + 1);
+  }
+}
+
+/// Why the loader will not preload the recorder into this program (ld.so(8)); null: it will, or
+/// what it is cannot be told.
+const char* not_preloaded(const std::string& file) {
+  const Fd fd{open(file.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY)};
+  struct stat info{};
+  ElfW(Ehdr) header{};
+  if (!fd.valid() || fstat(fd.get(), &info) != 0) return nullptr;
+  if (pread(fd.get(), &header, sizeof header, 0) != static_cast<ssize_t>(sizeof header) ||
+      std::memcmp(header.e_ident, ELFMAG, SELFMAG) != 0) {
+    return nullptr;  // a script: its interpreter tells nothing of what it will start
+  }
+  constexpr unsigned char own = sizeof(void*) == 8 ? ELFCLASS64 : ELFCLASS32;
+  if (header.e_ident[EI_CLASS] != own) return "it is of another word size than the recorder";
+  const bool other_user = (info.st_mode & S_ISUID) != 0 && info.st_uid != getuid();
+  if (other_user || ((info.st_mode & S_ISGID) != 0 && info.st_gid != getgid()))
+    return "it is set-user-ID or set-group-ID, and the loader ignores LD_PRELOAD";
+  for (unsigned i = 0; i < header.e_phnum; ++i) {
+    ElfW(Phdr) program{};
+    const auto at = static_cast<off_t>(header.e_phoff + std::uint64_t{i} * header.e_phentsize);
+    if (pread(fd.get(), &program, sizeof program, at) != static_cast<ssize_t>(sizeof program))
+      return nullptr;
+    if (program.p_type == PT_INTERP) return nullptr;
+  }
+  return "it is statically linked";
+}
+
 }  // namespace
 
 int run_trace(int argc, char** argv, const Messages& messages) {
@@ -113,6 +158,10 @@ int run_trace(int argc, char** argv, const Messages& messages) {
   std::string preload = *library;
   if (const char* const others = std::getenv("LD_PRELOAD"); others != nullptr && *others != '\0')
     preload += std::string(":") + others;
+  if (const char* const why = not_preloaded(found_in_path(argv[i]))) {
+    messages.error(fmt::format("{}: {}: nothing that it registers will be recorded", argv[i], why),
+                   "programs that it starts are recorded");
+  }
   setenv(REGTRACE_ENVIRONMENT, path->c_str(), 1);
   setenv("LD_PRELOAD", preload.c_str(), 1);
   execvp(argv[i], argv + i);

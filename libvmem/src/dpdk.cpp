@@ -22,7 +22,7 @@ constexpr std::uint64_t bad_iova = ~std::uint64_t{0};
 
 /// Offsets in bytes.
 struct Layout {
-  std::uint32_t first, last;  ///< versions (yy << 24 | mm << 16), inclusive
+  std::uint32_t version;  ///< yy << 24 | mm << 16
   std::uint32_t config_bytes;
   std::uint32_t memzones, memsegs, memseg_lists, memseg_list_bytes;
   std::uint32_t config_address, legacy, single_file, dma_mask_bits;
@@ -37,41 +37,47 @@ struct Layout {
       zone_flags;
 };
 
+// Each version's offsets were compiled from its own headers; one that is not among them is refused,
+// though its layout may well be the same.
+constexpr Layout since_20_11(std::uint32_t version) {
+  return {
+      .version = version,
+      .config_bytes = 25344,
+      .memzones = 40,
+      .memsegs = 136,
+      .memseg_lists = 128,
+      .memseg_list_bytes = 136,
+      .config_address = 25288,
+      .legacy = 25296,
+      .single_file = 25300,
+      .dma_mask_bits = 25312,
+      .base = 0,
+      .page_size = 8,
+      .socket = 16,
+      .length = 24,
+      .external = 32,
+      .fbarray = 40,
+      .array_length = 68,
+      .array_element = 72,
+      .memseg_bytes = 48,
+      .seg_iova = 0,
+      .seg_address = 8,
+      .seg_length = 16,
+      .seg_page = 24,
+      .seg_socket = 32,
+      .memzone_bytes = 72,
+      .zone_iova = 32,
+      .zone_address = 40,
+      .zone_length = 48,
+      .zone_page = 56,
+      .zone_socket = 64,
+      .zone_flags = 68,
+  };
+}
+
 constexpr Layout layouts[] = {
-    {
-        .first = 0x160b0000,  // 22.11
-        .last = 0x160b0000,
-        .config_bytes = 25344,
-        .memzones = 40,
-        .memsegs = 136,
-        .memseg_lists = 128,
-        .memseg_list_bytes = 136,
-        .config_address = 25288,
-        .legacy = 25296,
-        .single_file = 25300,
-        .dma_mask_bits = 25312,
-        .base = 0,
-        .page_size = 8,
-        .socket = 16,
-        .length = 24,
-        .external = 32,
-        .fbarray = 40,
-        .array_length = 68,
-        .array_element = 72,
-        .memseg_bytes = 48,
-        .seg_iova = 0,
-        .seg_address = 8,
-        .seg_length = 16,
-        .seg_page = 24,
-        .seg_socket = 32,
-        .memzone_bytes = 72,
-        .zone_iova = 32,
-        .zone_address = 40,
-        .zone_length = 48,
-        .zone_page = 56,
-        .zone_socket = 64,
-        .zone_flags = 68,
-    },
+    since_20_11(0x140b0000),  // 20.11
+    since_20_11(0x160b0000),  // 22.11
 };
 
 template <class T>
@@ -206,6 +212,12 @@ Result<void> read_list(const SysRoot& tree, const std::string& directory, const 
   if (!fits(base, bytes) || !PageSize::valid(list.page_size))
     return config.malformed("reading DPDK's config (range of a memseg list)");
   list.range = {{base}, {base + bytes}};
+  for (const DpdkList& other : memory.lists) {
+    if (other.name == list.name)
+      return config.malformed("reading DPDK's config (two memseg lists of one name)");
+    if (!intersect(other.range, list.range).empty())
+      return config.malformed("reading DPDK's config (memseg lists overlap)");
+  }
   const auto index = static_cast<std::uint32_t>(memory.lists.size());
   memory.lists.push_back(list);
   return read_array(
@@ -248,14 +260,12 @@ Result<DpdkMemory> read_dpdk(const SysRoot& tree, const std::string& directory) 
   auto version = read_version(*config);
   if (!version) return std::unexpected(std::move(version.error()));
   const std::uint32_t release = *version & 0xffff0000;
-  const auto layout = std::ranges::find_if(
-      layouts, [&](const Layout& l) { return l.first <= release && release <= l.last; });
+  const auto layout = std::ranges::find(layouts, release, &Layout::version);
   if (layout == std::end(layouts)) {
-    return std::unexpected(
-        Error{.code = Errc::not_supported,
-              .what = "reading DPDK's config (layout of this version)",
-              .path = config->path,
-              .hint = "known is 22.11; the version stands in bytes 4-7 of that file"});
+    return std::unexpected(Error{.code = Errc::not_supported,
+                                 .what = "reading DPDK's config (layout of this version)",
+                                 .path = config->path,
+                                 .hint = "known are 20.11 and 22.11"});
   }
   if (config->bytes < layout->config_bytes)
     return config->malformed("reading DPDK's config (too short)", config->bytes);
@@ -289,6 +299,12 @@ Result<DpdkMemory> read_dpdk(const SysRoot& tree, const std::string& directory) 
           return file.malformed("reading DPDK's memzones (range)",
                                 std::uint64_t{at} * layout->memzone_bytes);
         zone.range = {{address}, {address + length}};
+        if (std::ranges::none_of(memory.lists, [&](const DpdkList& list) {
+              return list.range.start <= zone.range.start && zone.range.end <= list.range.end;
+            })) {
+          return file.malformed("reading DPDK's memzones (outside of the memseg lists)",
+                                std::uint64_t{at} * layout->memzone_bytes);
+        }
         memory.memzones.push_back(std::move(zone));
         return {};
       });
@@ -305,6 +321,14 @@ Result<DpdkMemory> read_dpdk(const SysRoot& tree, const std::string& directory) 
 }
 
 namespace {
+
+/// How bad it is that memory of the list has no IOVA. What the application brought along has the
+/// IOVAs that it gave (rte_extmem_register()), and --no-huge memory has none as PA
+/// (eal_legacy_hugepage_init()): no device of the bus's can reach it.
+Severity without_iova(const DpdkList& list) {
+  if (list.external) return Severity::info;
+  return list.name == "nohugemem" ? Severity::warning : Severity::error;
+}
 
 Registration of_dpdk(const DpdkMemory& memory, VaRange range, std::uint64_t iova,
                      std::int32_t socket) {
@@ -326,6 +350,7 @@ std::vector<Registration> registrations_of(const DpdkMemory& memory) {
     all.push_back(
         of_dpdk(memory, segment.range, segment.iova, list.external ? -1 : segment.socket));
     Registration& r = all.back();
+    r.no_iova = without_iova(list);
     // What the application brought along has the addresses that it gave.
     if (!list.external) r.page_size = segment.page_size;
     r.key = list.name + "/" + std::to_string(segment.index);
@@ -337,14 +362,17 @@ std::vector<Registration> memzones_of(const DpdkMemory& memory) {
   std::vector<Registration> all;
   all.reserve(memory.memzones.size());
   for (const DpdkMemzone& zone : memory.memzones) {
-    VaRange range = zone.range;
-    // Where it need not be contiguous its IOVA is that of its first page.
-    if (!zone.iova_contiguous() && PageSize::valid(zone.page_size)) {
-      const VirtAddr end = PageSize{zone.page_size}.floor(range.start) + zone.page_size;
-      range.end = std::min(range.end, end);
+    all.push_back(of_dpdk(memory, zone.range, zone.iova, zone.socket));
+    Registration& r = all.back();
+    r.key = zone.name;
+    if (!zone.iova_contiguous() && memory.mode == IovaRule::physical &&
+        PageSize::valid(zone.page_size)) {
+      r.iova_bytes = zone.page_size - PageSize{zone.page_size}.offset(zone.range.start);
     }
-    all.push_back(of_dpdk(memory, range, zone.iova, zone.socket));
-    all.back().key = zone.name;
+    const auto list = std::ranges::find_if(memory.lists, [&](const DpdkList& l) {
+      return l.range.start <= zone.range.start && zone.range.end <= l.range.end;
+    });
+    if (list != memory.lists.end()) r.no_iova = without_iova(*list);
   }
   return all;
 }

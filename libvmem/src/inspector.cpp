@@ -247,6 +247,14 @@ bool VmaInspector::may_be_shmem(const Vma& vma) {
   return !facts.filesystem || facts.filesystem->empty() || facts.filesystem->ends_with("tmpfs");
 }
 
+std::optional<std::string> VmaInspector::filesystem(const Vma& vma) {
+  if (vma.inode == 0 || !vma.path.starts_with('/')) return "";
+  VmaFacts facts;
+  state_->add_mount(vma, facts);
+  if (!facts.filesystem) return {};
+  return std::string(*facts.filesystem);
+}
+
 std::optional<PageSize> VmaInspector::hugetlb_page_size(const Vma& vma) {
   State& s = *state_;
   // hugetlb memory always has an inode, be it of a kernel-internal file.

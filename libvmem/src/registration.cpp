@@ -22,51 +22,9 @@ constexpr std::uint64_t bridged_bytes = 2 << 20;
 constexpr std::uint64_t kpf_anon = 1ULL << 12, kpf_hwpoison = 1ULL << 19, kpf_ksm = 1ULL << 21,
                         kpf_zero_page = 1ULL << 24;
 
-/// What every page of a VMA has in common.
-struct VmaView {
-  VaRange range;
-  bool private_writable = false;
-  bool flags_known = false;
-  bool dont_fork = false;
-  bool hugetlb = false;
-  bool pfnmap = false;
-  bool unlinked = false;
-  const char* refused = nullptr;    ///< why get_user_pages() refuses, whatever the access
-  const char* no_write = nullptr;   ///< why it refuses a device that writes
-  const char* file = nullptr;       ///< why a long-term pin for writing is refused since 6.4
-};
-
-VmaView view_of(const Vma& vma, VmaInspector& inspector) {
-  VmaView view{.range = vma.range, .private_writable = !vma.shared && vma.writable};
-  view.hugetlb = inspector.hugetlb_page_size(vma).has_value();
-  view.unlinked = vma.path.ends_with(" (deleted)") && !vma.path.starts_with("/memfd:");
-  const auto flags = inspector.flags(vma);
-  view.flags_known = flags.has_value();
-  if (flags) {
-    view.dont_fork = flags->has("dc");
-    view.hugetlb = view.hugetlb || flags->has("ht");
-    view.pfnmap = flags->has("pf");
-    if (view.pfnmap)
-      view.refused = "VmFlags pf (VM_PFNMAP)";
-    else if (flags->has("io"))
-      view.refused = "VmFlags io (VM_IO)";
-  }
-  if (!view.refused && !vma.readable && !vma.writable) view.refused = "no access (PROT_NONE)";
-  if (!vma.writable) view.no_write = "not writable";
-  switch (inspector.classify(vma).kind) {
-    case VmaKind::secretmem:
-      view.refused = "secretmem";
-      break;
-    case VmaKind::dax:
-      if (vma.shared) view.refused = "file on DAX";
-      break;
-    case VmaKind::file:
-      if (vma.shared && vma.writable) view.file = "shared file";
-      break;
-    default:
-      break;
-  }
-  return view;
+/// Bytes of `pages` pages, as far as 64 bits hold them.
+std::uint64_t bytes_of(std::uint64_t pages, unsigned shift) {
+  return pages > (UINT64_MAX >> shift) ? UINT64_MAX : pages << shift;
 }
 
 /// Adds a run to the finding of its kind, which is made if need be.
@@ -118,6 +76,7 @@ class Auditor {
         inspector_(process),
         zones_(process.root()),
         pins_(process.root()),
+        rules_(process.root().kernel_release()),
         nothing_poisoned_(nothing_poisoned(process.root())),
         recorded_(process.root().recorded()) {
     leaf_sizes_[0] = page_size_;
@@ -167,16 +126,18 @@ class Auditor {
     const auto walked = translate(
         process_, translator_, inspector_, span, options_.walk,
         [&](const Vma* vma, const Extent& extent) {
-          while (next < order.size() && registrations[order[next]].range.start < extent.end()) {
+          // The end of the address space does not fit into 64 bits.
+          const VirtAddr end = extent.end().value != 0 ? extent.end() : VirtAddr{UINT64_MAX};
+          while (next < order.size() && registrations[order[next]].range.start < end) {
             open.push_back(
                 {.registration = &registrations[order[next]], .audit = &audits[order[next]]});
             begin(open.back());
             ++next;
           }
           std::erase_if(open, [&](Open& o) {
-            const VaRange part = intersect(o.registration->range, {extent.va, extent.end()});
+            const VaRange part = intersect(o.registration->range, {extent.va, end});
             if (!part.empty()) piece(o, vma, extent, part);
-            if (o.registration->range.end > extent.end()) return false;
+            if (o.registration->range.end > end) return false;
             finish(o);
             return true;
           });
@@ -200,12 +161,18 @@ class Auditor {
       add(*o.audit, AuditFindingKind::iova_mismatch, Severity::error, "iova is not the address",
           evidence);
     }
+    if (!r.iova_known && r.no_iova)
+      add(*o.audit, AuditFindingKind::no_iova, *r.no_iova, "RTE_BAD_IOVA", whole);
     if (r.iova_known && r.dma_mask_bits != 0 && r.dma_mask_bits < 64 &&
-        (r.iova + r.range.bytes() - 1) >> r.dma_mask_bits != 0) {
+        (r.iova + iova_bytes(r) - 1) >> r.dma_mask_bits != 0) {
       Evidence evidence = whole;
       evidence.actual = r.iova;
       add(*o.audit, AuditFindingKind::dma_mask, Severity::error, "dma_maskbits", evidence);
     }
+  }
+
+  static std::uint64_t iova_bytes(const Registration& r) {
+    return r.iova_bytes == 0 ? r.range.bytes() : std::min(r.iova_bytes, r.range.bytes());
   }
 
   Severity planned_or(Severity severity) const {
@@ -225,8 +192,10 @@ class Auditor {
         add(audit, AuditFindingKind::not_registrable, Severity::error, view_.refused, evidence);
       else if (r.device_writes && view_.no_write != nullptr)
         add(audit, AuditFindingKind::not_registrable, Severity::error, view_.no_write, evidence);
-      else if (r.device_writes && view_.file != nullptr)
-        add(audit, AuditFindingKind::no_longterm_pin, Severity::warning, view_.file, evidence);
+      else if (r.device_writes && (view_.tracked_file || view_.unknown_file))
+        judge_file(audit, evidence);
+      else if (options_.planned && !r.device_writes && view_.no_write != nullptr && view_.shared)
+        judge_forced_write(audit, evidence);
     }
     if (!r.through_kernel && view_.hugetlb && view_.unlinked)
       add(audit, AuditFindingKind::unlinked, Severity::info, "(deleted)", evidence);
@@ -236,16 +205,71 @@ class Auditor {
           evidence);
   }
 
+  /// A shared, writable mapping of a file that is not memory.
+  void judge_file(Audit& audit, const Evidence& evidence) const {
+    constexpr auto kind = AuditFindingKind::no_longterm_pin;
+    if (!options_.planned)  // it is registered, so it was possible
+      return add(audit, kind, Severity::warning, "shared file", evidence);
+    if (rules_.refuses_files == false)
+      return add(audit, kind, Severity::warning, "shared file, before Linux 6.5", evidence);
+    if (view_.unknown_file)
+      return add(audit, AuditFindingKind::file_unknown, Severity::unknown, "mountinfo", evidence);
+    if (!rules_.refuses_files)
+      return add(audit, kind, Severity::unknown, "shared file; the kernel's release", evidence);
+    add(audit, kind, Severity::error, "shared file", evidence);
+  }
+
+  /// Shared memory that is only read, for a device that only reads.
+  void judge_forced_write(Audit& audit, const Evidence& evidence) const {
+    constexpr auto kind = AuditFindingKind::not_registrable;
+    if (rules_.always_writes == false) return;
+    add(audit, kind, rules_.always_writes ? Severity::error : Severity::unknown,
+        "not writable, before Linux 6.2", evidence);
+  }
+
+  /// What to register and is not there yet: whether touching it brings it in.
+  void absent(Audit& audit, const Evidence& evidence) const {
+    if (!options_.planned)
+      return add(audit, AuditFindingKind::not_resident, Severity::error, "", evidence);
+    if (view_.refused != nullptr) return;
+    const VaRange part{evidence.va, evidence.va + evidence.bytes};
+    VaRange inside = part, beyond{part.end, part.end};
+    if (view_.has_file) {
+      if (!view_.file_end)
+        return add(audit, AuditFindingKind::file_unknown, Severity::unknown, "map_files", evidence);
+      inside.end = std::clamp(*view_.file_end, part.start, part.end);
+      beyond.start = inside.end;
+    }
+    if (!inside.empty())
+      add(audit, AuditFindingKind::not_resident, Severity::info, "",
+          {.va = inside.start, .bytes = inside.bytes()});
+    if (!beyond.empty())
+      add(audit, AuditFindingKind::beyond_eof, Severity::error, "end of the file",
+          {.va = beyond.start, .bytes = beyond.bytes()});
+  }
+
+  void look_at(const Vma& vma) {
+    view_ = view_of(vma, inspector_);
+    if (!options_.planned || !view_.has_file) return;
+    const auto bytes = process_.mapped_file_bytes(vma.range);
+    if (!bytes) return;
+    const PageSize page = inspector_.hugetlb_page_size(vma).value_or(page_size_);
+    const std::uint64_t reached =
+        *bytes > UINT64_MAX - page.bytes() ? *bytes : page.ceil(VirtAddr{*bytes}).value;
+    const std::uint64_t mapped = reached > vma.offset ? reached - vma.offset : 0;
+    view_.file_end = vma.range.start + std::min(mapped, vma.range.bytes());
+  }
+
   void piece(Open& o, const Vma* vma, const Extent& extent, VaRange part) {
     const Registration& r = *o.registration;
     Audit& audit = *o.audit;
     const Evidence evidence{.va = part.start, .bytes = part.bytes()};
     const bool first_of_vma = vma != nullptr && part.start >= o.vma_done;
     if (first_of_vma) {
-      if (view_.range != vma->range) view_ = view_of(*vma, inspector_);
+      if (view_.range != vma->range) look_at(*vma);
       judge_vma(o);
     } else if (vma != nullptr && view_.range != vma->range) {
-      view_ = view_of(*vma, inspector_);
+      look_at(*vma);
     }
     if (extent.state != PageState::resident) audit.complete = false;
     switch (extent.state) {
@@ -253,8 +277,7 @@ class Auditor {
         resident(o, extent, part);
         break;
       case PageState::absent:
-        if (!options_.planned || view_.refused == nullptr)
-          add(audit, AuditFindingKind::not_resident, planned_or(Severity::error), "", evidence);
+        absent(audit, evidence);
         break;
       case PageState::swapped:
         add(audit, AuditFindingKind::swapped, planned_or(Severity::error), "", evidence);
@@ -311,10 +334,11 @@ class Auditor {
     o.run += part.bytes();
     audit.largest_extent = std::max(audit.largest_extent, o.run);
 
-    if (r.iova_rule == IovaRule::physical && r.iova + offset != pa.value) {
+    if (r.iova_rule == IovaRule::physical && offset < iova_bytes(r) &&
+        r.iova + offset != pa.value) {
       add(audit, AuditFindingKind::iova_mismatch, Severity::error, "iova is not the PA",
           {.va = part.start,
-           .bytes = part.bytes(),
+           .bytes = std::min(part.bytes(), iova_bytes(r) - offset),
            .pfn = pfn,
            .expected = r.iova + offset,
            .actual = pa.value});
@@ -552,7 +576,8 @@ class Auditor {
         continue;
       }
       const std::uint64_t memlock = *limits.memlock;
-      sum += blocks(r.range, page_size_.shift()) << page_size_.shift();
+      const std::uint64_t bytes = bytes_of(blocks(r.range, page_size_.shift()), page_size_.shift());
+      sum = bytes > UINT64_MAX - sum ? UINT64_MAX : sum + bytes;
       if (limits.ipc_lock || sum <= memlock) continue;
       Evidence evidence = whole;
       evidence.expected = memlock;
@@ -574,6 +599,7 @@ class Auditor {
   std::optional<NumaMap> numa_;
   PinZones zones_;
   PinReader pins_;
+  const PinRules rules_;
   const bool nothing_poisoned_;
   const bool recorded_;
   VmaView view_;

@@ -47,7 +47,69 @@ std::optional<FrameRange> first_common(FrameRange a, const std::vector<FrameRang
   return first;
 }
 
+/// "6.1.0-50-amd64": 601. Empty: not a release.
+std::optional<unsigned> kernel_number(std::string_view release) {
+  unsigned major = 0, minor = 0;
+  const char* const end = release.data() + release.size();
+  const auto first = std::from_chars(release.data(), end, major);
+  if (first.ec != std::errc{} || first.ptr == end || *first.ptr != '.') return {};
+  const auto second = std::from_chars(first.ptr + 1, end, minor);
+  if (second.ec != std::errc{} || minor > 99) return {};
+  return major * 100 + minor;
+}
+
 }  // namespace
+
+VmaView view_of(const Vma& vma, VmaInspector& inspector) {
+  VmaView view{.range = vma.range, .private_writable = !vma.shared && vma.writable};
+  view.shared = vma.shared;
+  view.has_file = vma.inode != 0 && vma.path.starts_with('/');
+  view.hugetlb = inspector.hugetlb_page_size(vma).has_value();
+  view.unlinked = vma.path.ends_with(" (deleted)") && !vma.path.starts_with("/memfd:");
+  const auto flags = inspector.flags(vma);
+  view.flags_known = flags.has_value();
+  if (flags) {
+    view.dont_fork = flags->has("dc");
+    view.hugetlb = view.hugetlb || flags->has("ht");
+    view.pfnmap = flags->has("pf");
+    if (view.pfnmap)
+      view.refused = "VmFlags pf (VM_PFNMAP)";
+    else if (flags->has("io"))
+      view.refused = "VmFlags io (VM_IO)";
+  }
+  if (!view.refused && !vma.readable && !vma.writable) view.refused = "no access (PROT_NONE)";
+  if (!vma.writable) view.no_write = "not writable";
+  switch (inspector.classify(vma).kind) {
+    case VmaKind::secretmem:
+      view.refused = "secretmem";
+      break;
+    case VmaKind::dax:
+      // vma_is_fsdax(): private mappings, too; not the character device.
+      if (!vma.path.starts_with("/dev/dax")) view.refused = "file on DAX";
+      break;
+    case VmaKind::file:
+      if (vma.shared && vma.writable) {
+        // vma_needs_dirty_tracking(): every file system with a disk or a server behind it.
+        const auto filesystem = inspector.filesystem(vma);
+        constexpr std::string_view memory[] = {"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"};
+        view.unknown_file = !filesystem || filesystem->empty();
+        view.tracked_file =
+            !view.unknown_file && std::ranges::find(memory, *filesystem) == std::end(memory);
+      }
+      break;
+    default:
+      break;
+  }
+  return view;
+}
+
+PinRules::PinRules(const std::string& release) {
+  const auto kernel = kernel_number(release);
+  if (!kernel) return;
+  const bool vendor = release.find(".el") != std::string::npos;
+  if (!vendor || *kernel >= 605) refuses_files = *kernel >= 605;
+  if (!vendor || *kernel >= 602) always_writes = *kernel < 602;
+}
 
 PinZones::PinZones(const SysRoot& root) : root_(root) {
   if (auto text = root.read_file("proc/zoneinfo"); text) {
@@ -213,15 +275,21 @@ KindText text_of(AuditFindingKind kind) {
       return {"iova-mismatch",
               "the device reaches another frame: register the memory again (DPDK: restart the "
               "primary, or do not unmap, migrate or soft-offline its pages)"};
+    case AuditFindingKind::no_iova:
+      return {"no-iova",
+              "a device cannot be told of this memory: with --no-huge, or without the right to see "
+              "physical addresses, use IOVA as VA with an IOMMU"};
     case AuditFindingKind::dma_mask:
       return {"dma-mask", "use IOVA as VA with an IOMMU, or memory at lower addresses"};
     case AuditFindingKind::page_size:
       return {"page-size", "the memory is mapped by smaller pages than it was registered with"};
     case AuditFindingKind::no_longterm_pin:
-      return {
-          "no-longterm-pin",
-          "since Linux 6.4 a shared mapping of a file cannot be pinned for writing: use anonymous "
-          "memory, memfd or hugetlbfs"};
+      return {"no-longterm-pin",
+              "since Linux 6.5 a shared mapping of a file cannot be pinned for writing, unless the "
+              "file "
+              "is memory: use anonymous memory, memfd or hugetlbfs"};
+    case AuditFindingKind::beyond_eof:
+      return {"beyond-eof", "the file is shorter than its mapping: extend it (ftruncate()) first"};
     case AuditFindingKind::fork_hazard:
       return {"fork-hazard",
               "call ibv_fork_init() first, or madvise(MADV_DONTFORK), or do not fork while it is "
@@ -272,6 +340,10 @@ KindText text_of(AuditFindingKind kind) {
       return {"flags-unknown", "reading smaps takes CAP_SYS_PTRACE: run as root"};
     case AuditFindingKind::frames_unknown:
       return {"frames-unknown", "/proc/kpageflags takes CAP_DAC_READ_SEARCH: run as root"};
+    case AuditFindingKind::file_unknown:
+      return {"file-unknown",
+              "the size of a mapped file takes CAP_SYS_ADMIN, and a live process; its file system, "
+              "/proc/PID/mountinfo"};
     case AuditFindingKind::limits_unknown:
       return {"limits-unknown", "/proc/PID/limits and status could not be read"};
   }

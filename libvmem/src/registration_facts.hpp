@@ -1,17 +1,47 @@
 // SPDX-License-Identifier: MIT
-/// What an audit asks of the machine besides page tables and frame flags.
+/// What an audit asks of the machine and of a VMA, besides page tables and frame flags.
 #pragma once
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "vmem/function_ref.hpp"
+#include "vmem/maps.hpp"
 #include "vmem/sysroot.hpp"
 #include "vmem/types.hpp"
 
 namespace vmem {
+
+/// What every page of a VMA has in common.
+struct VmaView {
+  VaRange range;
+  bool private_writable = false;
+  bool flags_known = false;
+  bool dont_fork = false;
+  bool hugetlb = false;
+  bool pfnmap = false;
+  bool unlinked = false;
+  const char* refused = nullptr;    ///< why get_user_pages() refuses, whatever the access
+  const char* no_write = nullptr;   ///< why it refuses a device that writes
+  bool shared = false;
+  bool has_file = false;
+  bool tracked_file = false;   ///< shared and writable, of a file system that tracks writes
+  bool unknown_file = false;   ///< shared and writable, of a file system that is not known
+  std::optional<VirtAddr> file_end;  ///< the first page that the file does not reach
+};
+VmaView view_of(const Vma& vma, VmaInspector& inspector);
+
+/// What this kernel's get_user_pages() does, of what changed over time and cannot be tried from
+/// outside. Empty: its release does not tell, for vendors carry changes back.
+struct PinRules {
+  std::optional<bool> refuses_files;  ///< writable_file_mapping_allowed(), 6.5
+  std::optional<bool> always_writes;  ///< ib_umem_get() writes by force even to read, until 6.2
+
+  explicit PinRules(const std::string& release);
+};
 
 /// Half-open, in frames.
 struct FrameRange {

@@ -505,17 +505,34 @@ Result<void> Process::check_alive() const {
       Error{.code = Errc::no_process, .what = "reading process", .path = path("")});
 }
 
-std::optional<std::uint32_t> Process::mapped_file_mode(VaRange range) const {
-  if (root_.recorded()) return {};
+namespace {
+
+/// Of the file behind a mapping. Not to be asked of the file's server, which may be a dead one
+/// (FUSE, NFS).
+std::optional<struct statx> mapped_file(const Fd& process, VaRange range, unsigned wanted) {
   char name[64];
   std::snprintf(name, sizeof name, "map_files/%llx-%llx",
                 static_cast<unsigned long long>(range.start.value),
                 static_cast<unsigned long long>(range.end.value));
-  // Not to be asked of the file's server, which may be a dead one (FUSE, NFS).
   struct statx info{};
-  if (statx(directory_.get(), name, AT_STATX_DONT_SYNC, STATX_TYPE, &info) != 0) return {};
-  if ((info.stx_mask & STATX_TYPE) == 0) return {};
-  return info.stx_mode;
+  if (statx(process.get(), name, AT_STATX_DONT_SYNC, wanted, &info) != 0) return {};
+  if ((info.stx_mask & wanted) != wanted) return {};
+  return info;
+}
+
+}  // namespace
+
+std::optional<std::uint32_t> Process::mapped_file_mode(VaRange range) const {
+  if (root_.recorded()) return {};
+  const auto info = mapped_file(directory_, range, STATX_TYPE);
+  return info ? std::optional<std::uint32_t>(info->stx_mode) : std::nullopt;
+}
+
+std::optional<std::uint64_t> Process::mapped_file_bytes(VaRange range) const {
+  if (root_.recorded()) return {};
+  const auto info = mapped_file(directory_, range, STATX_TYPE | STATX_SIZE);
+  if (!info || !S_ISREG(info->stx_mode)) return {};
+  return info->stx_size;
 }
 
 }  // namespace vmem

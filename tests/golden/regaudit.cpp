@@ -104,9 +104,40 @@ TEST_CASE("regaudit dpdk: files of nobody's, and hostile ones, are refused in a 
   check_refused(run_tool("regaudit", {"dpdk", "--dir", directory.string()}), "primary has ended");
   write_file(directory / "config", std::string(25344, '\xff'));
   check_refused(run_tool("regaudit", {"dpdk", "--dir", directory.string()}), "no magic number");
+  check_refused(run_tool("regaudit", {"dpdk", "--dir", directory.string()}),
+                directory.string() + "/config: ");
   DpdkFiles other = dpdk_files(1, 0, 0);
   other.version = 0x18000063;
   write_file(directory / "config", other.files()["config"]);
   check_refused(run_tool("regaudit", {"dpdk", "--dir", directory.string()}),
                 "layout of this version");
+  check_refused(run_tool("regaudit", {"dpdk", "--dir", directory.string()}), ": DPDK 24.00.0");
+}
+
+TEST_CASE("regaudit plan: all of the address space is counted, to the last page") {
+  const RunResult result =
+      run_tool("regaudit", {"plan", "-J", "--sysroot", "x86-64", "1042", "0-ffffffffffffffff"});
+  CAPTURE(result.err);
+  CHECK(result.status == 1);
+  const auto plan = nlohmann::ordered_json::parse(result.out)["plan"];
+  CHECK(plan["pages"] == std::uint64_t{1} << 52);
+  CHECK(plan["pinned_bytes"] == UINT64_MAX);
+  CHECK(plan["verdict"] == "would fail");
+}
+
+TEST_CASE("regaudit trace: a program that cannot be recorded is said to be one, and run") {
+  const TempDir directory;
+  // An ELF file without an interpreter. It does not run, but it is asked about first.
+  std::string elf("\177ELF\2\1\1", 7);
+  elf.resize(64);
+  write_file(directory / "static", elf);
+  std::filesystem::permissions(directory / "static", std::filesystem::perms::owner_all);
+  const std::string program = (directory / "static").string();
+  const RunResult bad = run_tool("regaudit", {"trace", "--", program});
+  CAPTURE(bad.err);
+  CHECK(bad.err.starts_with("regaudit: " + program + ": it is statically linked"));
+  const RunResult good = run_tool("regaudit", {"trace", "--", "sh", "-c", "exit 7"});
+  CAPTURE(good.err);
+  CHECK(good.status == 7);
+  CHECK(good.err.empty());
 }

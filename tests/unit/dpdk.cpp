@@ -214,7 +214,25 @@ TEST_CASE("dpdk: links and FIFOs in a copy are refused") {
   CHECK_FALSE(read_dpdk(*tree, ""));
 }
 
-TEST_CASE("dpdk: a memzone that need not be contiguous is asked about in its first page") {
+TEST_CASE("dpdk: every version whose layout is known, and no other") {
+  DpdkFiles files = dpdk_files(3, 0x40000000, 0x200000);
+  files.zones.push_back({.name = "zone", .iova = 0x40000000, .address = 0x100200000, .bytes = 64});
+  for (const auto& [version, name] :
+       {std::pair{0x140b0a63U, "20.11.10"}, {0x160b0b63U, "22.11.11"}}) {
+    files.version = version;
+    const DpdkMemory memory = good(files);
+    CHECK(memory.version == name);
+    CHECK(memory.segments.size() == 3);
+    CHECK(memory.memzones.size() == 1);
+    CHECK(memory.config_address == 0x100000000);
+  }
+  for (const std::uint32_t version : {0x140a0000U, 0x15050000U, 0x17030000U, 0x180b0000U}) {
+    files.version = version;
+    CHECK(refused(files.files()).code == Errc::not_supported);
+  }
+}
+
+TEST_CASE("dpdk: all of a memzone is asked about; its IOVA holds for its first page or for all") {
   DpdkFiles files = dpdk_files(4, 0x40000000, 0x200000);
   files.zones.push_back(
       {.name = "pool", .iova = 0x40100000, .address = 0x100300000, .bytes = 4 << 20});
@@ -225,6 +243,55 @@ TEST_CASE("dpdk: a memzone that need not be contiguous is asked about in its fir
                          .flags = 0x100000});
   const auto zones = memzones_of(good(files));
   REQUIRE(zones.size() == 2);
-  CHECK(zones[0].range.bytes() == 1 << 20);
+  CHECK(zones[0].range.bytes() == 4 << 20);
+  CHECK(zones[0].iova_bytes == 1 << 20);
   CHECK(zones[1].range.bytes() == 4 << 20);
+  CHECK(zones[1].iova_bytes == 0);
+}
+
+TEST_CASE("dpdk: a memzone outside of all lists is refused, however it comes to be there") {
+  const auto zone = [](std::uint64_t address, std::uint64_t bytes) {
+    DpdkFiles files = dpdk_files(2, 0x40000000, 0x200000);
+    files.zones.push_back({.name = "zone", .iova = 0x40000000, .address = address, .bytes = bytes});
+    return files.files();
+  };
+  CHECK(read(zone(0x100200000, 1 << 30)));
+  for (const auto& [address, bytes] :
+       {std::pair{0x100200000ULL, 1ULL << 40}, std::pair{0x100200000ULL, (1ULL << 30) + 1},
+        std::pair{0x1001ff000ULL, 8192ULL}, std::pair{0x7f0000000000ULL, 4096ULL}}) {
+    const Error error = refused(zone(address, bytes));
+    CHECK(error.code == Errc::malformed);
+    CHECK(error.path.find("fbarray_memzone") != std::string::npos);
+  }
+}
+
+TEST_CASE("dpdk: two lists of one name, or of the same addresses, are refused") {
+  DpdkFiles twice = dpdk_files(2, 0x40000000, 0x200000);
+  twice.lists.push_back(twice.lists[0]);
+  twice.lists[1].base += 1 << 30;
+  twice.lists[1].segments.clear();
+  Files files = twice.files();
+  files[array] = dpdk_files(2, 0x40000000, 0x200000).files()[array];
+  CHECK(to_string(refused(files)).find("of one name") != std::string::npos);
+  DpdkFiles overlap = dpdk_files(2, 0x40000000, 0x200000);
+  overlap.lists.push_back(overlap.lists[0]);
+  overlap.lists[1].name = "memseg-2048k-0-1";
+  overlap.lists[1].base += 4 << 20;
+  overlap.lists[1].segments.clear();
+  CHECK(to_string(refused(overlap.files())).find("overlap") != std::string::npos);
+}
+
+TEST_CASE("dpdk: memory without an IOVA is a finding, as bad as the memory is close to a device") {
+  const auto none = [](const std::string& name, std::uint32_t external) {
+    DpdkFiles files = dpdk_files(2, ~std::uint64_t{0}, 0);
+    files.lists[0].name = name;
+    files.lists[0].external = external;
+    const auto all = registrations_of(good(files));
+    REQUIRE(all.size() == 2);
+    CHECK_FALSE(all[1].iova_known);
+    return all[1].no_iova;
+  };
+  CHECK(none("memseg-2048k-0-0", 0) == Severity::error);
+  CHECK(none("nohugemem", 0) == Severity::warning);
+  CHECK(none("memseg-2048k-0-0", 1) == Severity::info);
 }

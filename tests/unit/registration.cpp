@@ -20,6 +20,7 @@ struct Setup {
   std::string flags = "rd wr mr mw me ac dc";
   std::uint64_t bytes = 4 << 20;
   std::string name;
+  std::string file = "00:00 0";  ///< device and inode
   std::vector<EntryRun> entries;
   std::vector<FrameRun> frames = {{.first = 0, .frames = 1 << 20, .flags = 0x1000}};
   std::map<std::string, std::string> process_files, files;
@@ -50,7 +51,8 @@ class System {
     char range[64];
     (void)std::snprintf(range, sizeof range, "%llx-%llx", static_cast<unsigned long long>(base),
                         static_cast<unsigned long long>(base + setup.bytes));
-    const std::string line = std::string(range) + " " + setup.perms + " 00000000 00:00 0 ";
+    const std::string line =
+        std::string(range) + " " + setup.perms + " 00000000 " + setup.file + " ";
     SystemModel system = one_process(line + setup.name + "\n", setup.entries, setup.manifest);
     system.frames = setup.frames;
     system.files = setup.files;
@@ -435,4 +437,87 @@ TEST_CASE("registration: an empty range is refused") {
   const auto audits = audit(system.process(), **translator, all, {});
   REQUIRE_FALSE(audits);
   CHECK(audits.error().code == Errc::invalid_argument);
+}
+
+TEST_CASE("registration: no IOVA where there must be one") {
+  System system({.bytes = 8192, .entries = {{base, 2, mine | 0x100, 1}}});
+  Registration r = range(0, 8192);
+  CHECK(kinds(system.audit_one(r)) == "");
+  r.no_iova = Severity::error;
+  CHECK(kinds(system.audit_one(r)) == "no-iova:error");
+  r.iova_known = true;
+  CHECK(kinds(system.audit_one(r)) == "");
+}
+
+TEST_CASE("registration: an IOVA that holds for the first bytes only") {
+  System system({.bytes = 4 * 4096,
+                 .entries = {{base, 2, mine | 0x100, 1}, {base + 8192, 1, mine | 0x300, 1}}});
+  Registration r = range(0, 4 * 4096);
+  r.through_kernel = false;
+  r.iova_known = true;
+  r.iova_rule = IovaRule::physical;
+  r.iova = 0x100000;
+  const Audit whole = system.audit_one(r);
+  REQUIRE(find(whole, AuditFindingKind::iova_mismatch));
+  CHECK(find(whole, AuditFindingKind::iova_mismatch)->bytes == 4096);
+  // Every page is looked at all the same: the last is not there.
+  r.iova_bytes = 8192;
+  CHECK(kinds(system.audit_one(r)) == "not-resident:error");
+  r.iova += 4096;
+  const Audit first = system.audit_one(r);
+  REQUIRE(find(first, AuditFindingKind::iova_mismatch));
+  CHECK(find(first, AuditFindingKind::iova_mismatch)->bytes == 8192);
+}
+
+TEST_CASE("plan: a shared mapping of a file, by the kernel's release and the file system") {
+  const auto plan = [](const std::string& release, const std::string& filesystem, bool writes,
+                       const std::string& perms = "rw-s") {
+    Setup setup{.perms = perms,
+                .flags = "rd wr sh mr mw me ms",
+                .bytes = 8192,
+                .name = "/data/file",
+                .file = "08:01 12",
+                .entries = {{base, 2, mine | entry::file | 0x100, 1}}};
+    if (!filesystem.empty())
+      setup.process_files["mountinfo"] = "30 20 8:1 / /data rw - " + filesystem + " /dev/sda1 rw\n";
+    if (!release.empty()) setup.files["proc/sys/kernel/osrelease"] = release + "\n";
+    System system(setup);
+    Registration r = range(0, 8192);
+    r.device_writes = writes;
+    return kinds(system.audit_one(r, true));
+  };
+  const std::string limits = " limits-unknown:unknown";
+  CHECK(plan("6.5.0", "ext4", true) == "no-longterm-pin:error" + limits);
+  CHECK(plan("6.18.2-amd64", "xfs", true) == "no-longterm-pin:error" + limits);
+  CHECK(plan("6.1.0-50-amd64", "ext4", true) == "no-longterm-pin:warning" + limits);
+  CHECK(plan("5.14.0-570.el9.x86_64", "ext4", true) == "no-longterm-pin:unknown" + limits);
+  CHECK(plan("", "ext4", true) == "no-longterm-pin:unknown" + limits);
+  CHECK(plan("6.18.0", "", true) == "file-unknown:unknown" + limits);
+  CHECK(plan("6.18.0", "tmpfs", true) == limits.substr(1));
+  CHECK(plan("6.18.0", "ramfs", true) == limits.substr(1));
+  CHECK(plan("6.18.0", "ext4", false) == limits.substr(1));
+  // To read only: before 6.2 the kernel writes all the same.
+  CHECK(plan("6.1.0", "tmpfs", false, "r--s") == "not-registrable:error" + limits);
+  CHECK(plan("6.2.0", "tmpfs", false, "r--s") == limits.substr(1));
+  CHECK(plan("", "tmpfs", false, "r--s") == "not-registrable:unknown" + limits);
+}
+
+TEST_CASE("plan: of a recorded file it is not known how far it reaches") {
+  System system({.perms = "rw-s",
+                 .flags = "rd wr sh mr mw me ms",
+                 .bytes = 8192,
+                 .name = "/memfd:x (deleted)",
+                 .file = "00:01 12",
+                 .entries = {{base, 1, mine | entry::file | 0x100, 1}}});
+  CHECK(kinds(system.audit_one(range(0, 4096), true)) == "limits-unknown:unknown");
+  CHECK(kinds(system.audit_one(range(0, 8192), true)) ==
+        "file-unknown:unknown limits-unknown:unknown");
+}
+
+TEST_CASE("registration: a range of the whole address space") {
+  System system({.bytes = 8192, .entries = {{base, 2, mine | 0x100, 1}}});
+  const Audit a = system.audit_one({.range = {{0}, {UINT64_MAX}}}, true);
+  REQUIRE(find(a, AuditFindingKind::unmapped));
+  CHECK(find(a, AuditFindingKind::unmapped)->bytes == UINT64_MAX - 8192);
+  CHECK(a.resident_bytes == 8192);
 }

@@ -209,6 +209,10 @@ class VMEM_EXPORT VmaInspector {
   /// swapped pages stand in no page table.
   bool may_be_shmem(const Vma& vma);
 
+  /// The type of the file system that the VMA's file is on ("ext4"), as mountinfo says: "" for
+  /// files of the kernel's own mounts and for memory without a file. Empty: it cannot be read.
+  std::optional<std::string> filesystem(const Vma& vma);
+
   /// The page size of a hugetlb VMA; empty for any other. The error-free "not known" is
   /// also empty: smaps and PROCMAP_QUERY were both refused.
   std::optional<PageSize> hugetlb_page_size(const Vma& vma);

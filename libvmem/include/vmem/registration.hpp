@@ -30,12 +30,19 @@ enum class IovaRule : std::uint8_t {
   virt,      ///< iova is the virtual address (DPDK's VA mode)
 };
 
+enum class Severity : std::uint8_t { info, warning, error, unknown };
+VMEM_EXPORT std::string_view to_string(Severity);
+
 /// One range that a device may reach. Half-open, in bytes; it need not be page aligned.
 struct Registration {
   VaRange range;
   std::uint64_t iova = 0;  ///< of range.start; see iova_rule
   IovaRule iova_rule = IovaRule::none;
   bool iova_known = false;       ///< iova was told, whether or not it is compared
+  /// The IOVA holds for so many bytes from range.start; 0: for all.
+  std::uint64_t iova_bytes = 0;
+  /// How bad it is that no IOVA was told; empty: nothing is wrong with that.
+  std::optional<Severity> no_iova;
   bool device_writes = true;     ///< the device may write to it
   /// Registered through the kernel, which pins its pages (ib_umem_get()) and counts them
   /// against RLIMIT_MEMLOCK: what get_user_pages() refuses is an error.
@@ -49,18 +56,17 @@ struct Registration {
   std::string device;            ///< may be empty
 };
 
-enum class Severity : std::uint8_t { info, warning, error, unknown };
-VMEM_EXPORT std::string_view to_string(Severity);
-
 enum class AuditFindingKind : std::uint8_t {
   unmapped,         ///< no VMA
   not_resident,     ///< no page
   swapped,
   not_registrable,  ///< get_user_pages() refuses: VM_PFNMAP, VM_IO, guard, secretmem, read-only
   iova_mismatch,    ///< the device reaches other memory than the process
+  no_iova,          ///< the device has no address for it
   dma_mask,         ///< beyond what the device can address
   page_size,        ///< mapped by smaller pages than the registration says
-  no_longterm_pin,  ///< shared and file-backed: a long-term pin for writing is refused (6.4)
+  no_longterm_pin,  ///< shared, of a file system that must know of writes: Linux 6.5 refuses
+  beyond_eof,       ///< past the end of the mapped file: touching it is SIGBUS
   fork_hazard,      ///< private, writable, without MADV_DONTFORK
   shared_cow,       ///< the next write of the process moves the page away from the device
   ksm,              ///< merged with equal pages: as shared_cow
@@ -81,6 +87,7 @@ enum class AuditFindingKind : std::uint8_t {
   special_entry,    ///< a marker or migration entry
   flags_unknown,    ///< VmFlags cannot be read
   frames_unknown,   ///< /proc/kpageflags cannot be read
+  file_unknown,     ///< the mapped file's size or file system cannot be read
   limits_unknown,   ///< limits or status of the process cannot be read
 };
 VMEM_EXPORT std::string_view to_string(AuditFindingKind);  ///< "not-resident"
@@ -196,15 +203,17 @@ struct DpdkMemory {
 };
 
 /// Reads the runtime directory `directory` (relative to `tree`) of a DPDK primary. Errors:
-/// not_found, malformed (with the file and the offset), not_supported for a version whose layout
-/// is not known.
+/// not_found, malformed (with the file and the offset; also what cannot be at once, as two lists
+/// of one name, or a memzone outside of all lists), not_supported for a version whose layout is
+/// not known.
 VMEM_EXPORT Result<DpdkMemory> read_dpdk(const SysRoot& tree, const std::string& directory);
 
 /// The version that `config` names, and nothing else. Errors: as read_dpdk().
 VMEM_EXPORT Result<std::string> read_dpdk_version(const SysRoot& tree,
                                                   const std::string& directory);
 
-/// What to ask about each segment, and about each memzone.
+/// What to ask about each segment, and about each memzone. A memzone that need not be contiguous
+/// has the IOVA of its first page; the rest has those of its segments.
 VMEM_EXPORT std::vector<Registration> registrations_of(const DpdkMemory& memory);
 VMEM_EXPORT std::vector<Registration> memzones_of(const DpdkMemory& memory);
 

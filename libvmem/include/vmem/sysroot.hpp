@@ -137,6 +137,9 @@ class VMEM_EXPORT Process {
   /// [start, end), through map_files (proc(5): needs CAP_CHECKPOINT_RESTORE or
   /// CAP_SYS_ADMIN). Empty where that cannot be told.
   std::optional<std::uint32_t> mapped_file_mode(VaRange range) const;
+  /// The bytes of that file, if it is a regular one; what lies beyond the page of its last byte
+  /// cannot be touched. Empty as for the mode.
+  std::optional<std::uint64_t> mapped_file_bytes(VaRange range) const;
 
  private:
   friend class SysRoot;
