@@ -113,12 +113,18 @@ Result<void> FrameReader::read(Pfn first, std::uint64_t frames,
       }
       s.counts[i] = *got / 8;
     }
-    for (std::size_t frame = 0; frame < count; ++frame) {
+    for (std::size_t frame = 0; frame < count;) {
       FrameFacts here;
+      std::size_t end = count;  // of what is like this frame
       for (std::size_t i = 0; i < sources.size(); ++i) {
         if (frame >= s.counts[i]) continue;
-        here.*sources[i].field = s.values[i][frame];
+        const std::uint64_t value = s.values[i][frame];
+        here.*sources[i].field = value;
         here.known |= sources[i].known;
+        end = std::min(end, s.counts[i]);
+        std::size_t like = frame + 1;
+        while (like < end && s.values[i][like] == value) ++like;
+        end = like;
       }
       if (run != 0 && here != facts) {
         if (!sink(run_start, run, facts)) return {};
@@ -126,7 +132,8 @@ Result<void> FrameReader::read(Pfn first, std::uint64_t frames,
         run = 0;
       }
       facts = here;
-      ++run;
+      run += end - frame;
+      frame = end;
     }
     first = first + count;
     frames -= count;

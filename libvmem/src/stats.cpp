@@ -9,8 +9,10 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <bit>
 #include <charconv>
+#include <span>
 #include <string_view>
 #include <thread>
 
@@ -24,8 +26,10 @@ constexpr std::uint16_t from_smaps =
     unknown_sum::rss | unknown_sum::pss | unknown_sum::uss | unknown_sum::swap;
 constexpr unsigned flag_compound_head = 15, flag_compound_tail = 16, flag_huge = 17;
 
-/// Frames whose flags are read together; from so many on two threads share them.
-constexpr std::uint64_t flags_batch = std::uint64_t{1} << 18;
+/// Flags are read of so many runs of frames together, which take a MiB, or of so many frames, which
+/// take the kernel some 150 ms; from `flags_shared` frames on two threads share them.
+constexpr std::size_t runs_batch = std::size_t{1} << 17;
+constexpr std::uint64_t flags_batch = std::uint64_t{1} << 21;
 constexpr std::uint64_t flags_shared = std::uint64_t{1} << 15;
 
 /// Whether something is in swap: then shared memory may be.
@@ -55,25 +59,112 @@ struct FrameSpan {
   std::uint64_t frames = 0;
 };
 
+/// Runs of frames, to be read in the order of their frames. The kernel's cost is the way to a
+/// frame's struct page, which the processor shortens where the next one is its neighbour: in
+/// fragmented memory, a third. And neighbours are fewer reads.
+class FrameRuns {
+ public:
+  bool empty() const { return runs_.empty(); }
+  bool full() const { return runs_.size() >= runs_batch || frames_ >= flags_batch; }
+  std::uint64_t frames() const { return frames_; }
+
+  /// False: it does not fit in here (no machine's, but a recording may say anything).
+  bool add(FrameSpan span) {
+    if (span.first.value + span.frames > max_first || span.frames > max_frames) return false;
+    frames_ += span.frames;
+    if (!runs_.empty()) {
+      // Frames often come in descending order, as the allocator hands them out.
+      FrameSpan last = unpacked(runs_.back());
+      const bool before = span.first + span.frames == last.first;
+      if (last.frames + span.frames <= max_frames &&
+          (before || last.first + last.frames == span.first)) {
+        if (before) last.first = span.first;
+        last.frames += span.frames;
+        runs_.back() = packed(last);
+        return true;
+      }
+    }
+    runs_.push_back(packed(span));
+    return true;
+  }
+
+  /// By the first frame: a radix sort, since a comparing one takes as long as what it saves.
+  void sort() {
+    if (runs_.size() < 2) return;
+    spare_.resize(runs_.size());
+    constexpr unsigned digit = 10;
+    for (unsigned shift = count_bits; shift < 64; shift += digit) {
+      std::array<std::uint32_t, (1U << digit) + 1> starts{};
+      const auto of = [&](std::uint64_t run) { return run >> shift & ((1U << digit) - 1); };
+      for (const std::uint64_t run : runs_) ++starts[of(run) + 1];
+      if (starts[of(runs_.front()) + 1] == runs_.size()) continue;  // alike in all
+      for (std::size_t i = 1; i < starts.size(); ++i) starts[i] += starts[i - 1];
+      for (const std::uint64_t run : runs_) spare_[starts[of(run)]++] = run;
+      runs_.swap(spare_);
+    }
+  }
+
+  /// For more than one thread: each call gives out other spans, until there are no more.
+  std::span<const std::uint64_t> take() {
+    constexpr std::size_t part = 1024;
+    const std::size_t from = std::min(taken_.fetch_add(part), runs_.size());
+    return std::span(runs_).subspan(from, std::min(part, runs_.size() - from));
+  }
+  static FrameSpan unpacked(std::uint64_t run) {
+    return {{run >> count_bits}, run & ((std::uint64_t{1} << count_bits) - 1)};
+  }
+
+  void clear() {
+    runs_.clear();
+    frames_ = 0;
+    taken_ = 0;
+  }
+
+ private:
+  static constexpr unsigned count_bits = 24;
+  static constexpr std::uint64_t max_frames = (std::uint64_t{1} << count_bits) - 1;
+  static constexpr std::uint64_t max_first = std::uint64_t{1} << (64 - count_bits);
+  static std::uint64_t packed(FrameSpan span) {
+    return span.first.value << count_bits | span.frames;
+  }
+
+  std::vector<std::uint64_t> runs_, spare_;  ///< first frame, number of frames
+  std::uint64_t frames_ = 0;
+  std::atomic<std::size_t> taken_ = 0;
+};
+
 /// Sums of kpageflags over spans.
 class FlagSums {
  public:
   explicit FlagSums(PageSize page_size) : page_size_(page_size) {}
 
-  Result<void> read(FrameReader& reader, const std::vector<FrameSpan>& spans) {
-    for (const FrameSpan& span : spans) {
-      auto read = reader.read(span.first, span.frames,
-                              [&](Pfn first, std::uint64_t frames, const FrameFacts& facts) {
-                                add(first, frames, facts);
-                                return true;
-                              });
-      if (!read) return read;
-      if (auto finished = finish_span(reader); !finished) return finished;
+  /// Takes from `runs` until they are all taken.
+  Result<void> read(FrameReader& reader, FrameRuns& runs) {
+    for (auto part = runs.take(); !part.empty(); part = runs.take()) {
+      for (std::size_t i = 0; i < part.size();) {
+        FrameSpan span = FrameRuns::unpacked(part[i++]);
+        for (; i < part.size(); ++i) {
+          const FrameSpan next = FrameRuns::unpacked(part[i]);
+          if (span.first + span.frames != next.first) break;
+          span.frames += next.frames;
+        }
+        if (auto one = read(reader, span); !one) return one;
+      }
     }
     return {};
   }
 
-  void deliver(MemorySums& sums) const {
+  Result<void> read(FrameReader& reader, FrameSpan span) {
+    auto read = reader.read(span.first, span.frames,
+                            [&](Pfn first, std::uint64_t frames, const FrameFacts& facts) {
+                              add(first, frames, facts);
+                              return true;
+                            });
+    return read ? finish_span(reader) : read;
+  }
+
+  void deliver(MemorySums& sums) {
+    for (Like& like : like_) settle_flags(like);
     for (unsigned bit = 0; bit < 64; ++bit) {
       if (frames_[bit] != 0) sums.flags.add(bit, frames_[bit] * page_size_.bytes());
       if (folios_[bit] != 0) sums.folios.add(bit, folios_[bit] * page_size_.bytes());
@@ -91,8 +182,13 @@ class FlagSums {
       return;
     }
     known_ += frames;
-    for (std::uint64_t left = facts.flags; left != 0; left &= left - 1)
-      frames_[static_cast<unsigned>(std::countr_zero(left))] += frames;
+    // Few flags are set together in many ways: these are told apart at the end.
+    Like& like = like_[facts.flags * 0x9e3779b97f4a7c15 >> 59];
+    if (like.flags != facts.flags) {
+      settle_flags(like);
+      like.flags = facts.flags;
+    }
+    like.frames += frames;
     const bool head = has(facts.flags, flag_compound_head);
     const bool tail = has(facts.flags, flag_compound_tail) && !head;
     if (has(facts.flags, flag_huge)) {
@@ -116,6 +212,17 @@ class FlagSums {
       close_folio();
       folios_[page_size_.shift()] += frames;
     }
+  }
+
+  /// Frames whose flags are alike.
+  struct Like {
+    std::uint64_t flags = 0;
+    std::uint64_t frames = 0;
+  };
+  void settle_flags(Like& like) {
+    for (std::uint64_t left = like.flags; left != 0; left &= left - 1)
+      frames_[static_cast<unsigned>(std::countr_zero(left))] += like.frames;
+    like = {};
   }
 
   unsigned order_of(std::uint64_t frames) const {
@@ -182,6 +289,7 @@ class FlagSums {
   }
 
   PageSize page_size_;
+  std::array<Like, 32> like_{};
   std::array<std::uint64_t, 64> frames_{};
   std::array<std::uint64_t, 64> folios_{};
   std::uint64_t known_ = 0;
@@ -556,51 +664,36 @@ class Summing {
       sums_.unknown |= unknown_sum::frames;
       return {};
     }
-    Pfn first = extent.pfn;
-    std::uint64_t frames = page_size_.pages(extent.bytes);
+    const FrameSpan span{extent.pfn, page_size_.pages(extent.bytes)};
     if (hugetlb_ && extent.leaf_shift != 0) sums_.folios.add(extent.leaf_shift, extent.bytes);
-    // Frames often come in descending order, as the allocator hands them out: a span grows either
-    // way.
-    FrameSpan* const last = spans_.empty() ? nullptr : &spans_.back();
-    if (last != nullptr && last->first + last->frames == first) {
-      last->frames += frames;
-    } else if (last != nullptr && first + frames == last->first) {
-      *last = {first, last->frames + frames};
-    } else {
-      spans_.push_back({first, frames});
+    if (!runs_.add(span)) {
+      FlagSums sums{page_size_};
+      auto read = sums.read(*state_.flags[0], span);
+      sums.deliver(sums_);
+      return read;
     }
-    span_frames_ += frames;
-    return span_frames_ < flags_batch ? Result<void>{} : flush_flags();
+    return runs_.full() ? flush_flags() : Result<void>{};
   }
 
   /// Reads the flags of what has come together, by two threads where it is much.
   Result<void> flush_flags() {
-    if (spans_.empty()) return {};
+    if (runs_.empty()) return {};
+    runs_.sort();
     FlagSums sums{page_size_};
     Result<void> read;
-    if (state_.flags[1] && span_frames_ >= flags_shared) {
-      std::vector<FrameSpan> others;
-      for (std::uint64_t taken = 0; taken < span_frames_ / 2;) {
-        FrameSpan& last = spans_.back();
-        const std::uint64_t frames = std::min(last.frames, span_frames_ / 2 - taken);
-        last.frames -= frames;
-        others.push_back({last.first + last.frames, frames});
-        if (last.frames == 0) spans_.pop_back();
-        taken += frames;
-      }
+    if (state_.flags[1] && runs_.frames() >= flags_shared) {
       FlagSums other_sums{page_size_};
       Result<void> other_read;
-      std::thread other{[&] { other_read = other_sums.read(*state_.flags[1], others); }};
-      read = sums.read(*state_.flags[0], spans_);
+      std::thread other{[&] { other_read = other_sums.read(*state_.flags[1], runs_); }};
+      read = sums.read(*state_.flags[0], runs_);
       other.join();
       if (read) read = std::move(other_read);
       other_sums.deliver(sums_);
     } else {
-      read = sums.read(*state_.flags[0], spans_);
+      read = sums.read(*state_.flags[0], runs_);
     }
     sums.deliver(sums_);
-    spans_.clear();
-    span_frames_ = 0;
+    runs_.clear();
     return read;
   }
 
@@ -626,8 +719,7 @@ class Summing {
   VirtAddr run_va_;
   Pfn run_pfn_;
   LeafSharing leaf_sharing_;
-  std::vector<FrameSpan> spans_;  ///< whose flags are to be read
-  std::uint64_t span_frames_ = 0;
+  FrameRuns runs_;  ///< whose flags are to be read
 };
 
 }  // namespace
