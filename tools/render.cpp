@@ -6,10 +6,12 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cerrno>
 #include <charconv>
 #include <climits>
 #include <cstdlib>
+#include <iterator>
 #include <nlohmann/json.hpp>
 
 namespace vmem::tools {
@@ -50,12 +52,22 @@ void Output::flush() {
 }
 
 void append_hex(std::string& text, std::uint64_t value) {
-  char digits[16];
-  const auto end = std::to_chars(digits, digits + sizeof digits, value, 16).ptr;
-  text.append("0x").append(digits, end);
+  char digits[18];
+  char* at = std::end(digits);
+  do {
+    *--at = "0123456789abcdef"[value & 15];
+    value >>= 4;
+  } while (value != 0);
+  *--at = 'x';
+  *--at = '0';
+  text.append(at, std::end(digits));
 }
 
 void append_decimal(std::string& text, std::uint64_t value) {
+  if (value < 10) {
+    text += static_cast<char>('0' + value);
+    return;
+  }
   char digits[20];
   const auto end = std::to_chars(digits, digits + sizeof digits, value).ptr;
   text.append(digits, end);
@@ -67,17 +79,15 @@ void append_size(std::string& text, std::uint64_t bytes, bool plain) {
     return;
   }
   constexpr std::string_view units = "KMGTPE";
-  std::size_t unit = 0;
-  std::uint64_t scale = 1024;
-  while (unit + 1 < units.size() && bytes / scale >= 1024) {
-    scale <<= 10;
-    ++unit;
-  }
+  const auto unit = static_cast<unsigned>(std::bit_width(bytes) - 1) / 10;
   // Tenths, cut and not rounded: 1023.99M must not read as 1024.0M.
-  append_decimal(text, bytes / scale);
-  text += '.';
-  append_decimal(text, (bytes % scale) / (scale / 1024) * 10 / 1024);
-  text += units[unit];
+  const std::uint64_t rest = bytes >> (10 * (unit - 1)) & 1023;
+  char digits[8];
+  char* const end = std::to_chars(digits, digits + 4, bytes >> (10 * unit)).ptr;
+  end[0] = '.';
+  end[1] = static_cast<char>('0' + rest * 10 / 1024);
+  end[2] = units[unit - 1];
+  text.append(digits, end + 3);
 }
 
 std::string human_size(std::uint64_t bytes, bool plain) {
@@ -86,20 +96,28 @@ std::string human_size(std::uint64_t bytes, bool plain) {
   return text;
 }
 
+void append_printable(std::string& text, std::string_view name) {
+  const auto odd = [](char c) {
+    const auto byte = static_cast<unsigned char>(c);
+    return byte < 0x20 || byte == 0x7f || c == '\\';
+  };
+  while (!name.empty()) {
+    const auto at = static_cast<std::size_t>(std::ranges::find_if(name, odd) - name.begin());
+    text.append(name.substr(0, at));
+    if (at == name.size()) return;
+    if (name[at] == '\n')
+      text += "\\n";
+    else if (name[at] == '\\')
+      text += "\\\\";
+    else
+      text += fmt::format("\\x{:02x}", static_cast<unsigned char>(name[at]));
+    name.remove_prefix(at + 1);
+  }
+}
+
 std::string printable(std::string_view name) {
   std::string text;
-  text.reserve(name.size());
-  for (const char c : name) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (c == '\n')
-      text += "\\n";
-    else if (c == '\\')
-      text += "\\\\";
-    else if (byte < 0x20 || byte == 0x7f)
-      text += fmt::format("\\x{:02x}", byte);
-    else
-      text += c;
-  }
+  append_printable(text, name);
   return text;
 }
 

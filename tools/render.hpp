@@ -31,6 +31,8 @@ class Output {
   void hex(std::uint64_t value) { append_hex(buffer_, value); }
   void decimal(std::uint64_t value) { append_decimal(buffer_, value); }
   void pad(std::size_t spaces) { buffer_.append(spaces, ' '); }
+  /// What is not written yet, for those who append to it themselves.
+  std::string& text() { return buffer_; }
 
   /// Ends a line; writes when enough has come together. False once writing has failed.
   bool end_line();
@@ -54,6 +56,7 @@ std::string human_size(std::uint64_t bytes, bool plain);
 /// A name for a terminal: control characters as \n or \xNN and a backslash as \\, so that
 /// a file's name cannot steer the terminal or break the table.
 std::string printable(std::string_view name);
+void append_printable(std::string& text, std::string_view name);
 
 /// A quoted JSON string. What is not UTF-8 becomes U+FFFD.
 std::string json_string(std::string_view text);

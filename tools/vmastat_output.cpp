@@ -94,6 +94,10 @@ std::optional<unsigned> flag_bit(StatColumn column) {
 }
 
 std::uint64_t leaf_bytes(StatColumn column, const MemorySums& sums, PageSize page_size) {
+  if (column == pte) return sums.leaf.at(page_size.shift());
+  // Most have base pages alone: spares their rows the list.
+  const auto& leaves = sums.leaf.entries();
+  if (leaves.empty() || leaves.back().first <= page_size.shift()) return 0;
   const std::vector<unsigned> shifts = leaf_shifts(page_size);
   const std::size_t level = static_cast<std::size_t>(column) - static_cast<std::size_t>(pte);
   return level < shifts.size() ? sums.leaf.at(shifts[level]) : 0;
@@ -276,16 +280,19 @@ bool StatTable::row(const StatRow& row) {
         break;
     }
   }
-  out_.append(color);
+  std::string& line = out_.text();
+  line.append(color);
   for (std::size_t i = 0; i < columns_.size(); ++i) {
     const ColumnInfo& column = info(columns_[i]);
-    cell_.clear();
-    write_cell(columns_[i], row, cell_);
-    const std::size_t padding = column.width > cell_.size() ? column.width - cell_.size() : 0;
-    if (i != 0) out_.append("  ");
-    if (column.right) out_.pad(padding);
-    out_.append(cell_);
-    if (!column.right && i + 1 != columns_.size()) out_.pad(padding);
+    if (i != 0) line.append("  ");
+    const std::size_t at = line.size();
+    write_cell(columns_[i], row, line);
+    const std::size_t written = line.size() - at;
+    if (written >= column.width) continue;
+    if (column.right)
+      line.insert(at, column.width - written, ' ');
+    else if (i + 1 != columns_.size())
+      line.append(column.width - written, ' ');
   }
   if (!color.empty()) out_.append("\033[0m");
   return out_.end_line();
@@ -368,7 +375,7 @@ void StatTable::write_cell(StatColumn column, const StatRow& row, std::string& t
       if (row.vma == nullptr || row.branch)
         text += row.key.empty() ? "-" : printable(row.key);
       else
-        text += row.vma->path.empty() ? "-" : printable(row.vma->path);
+        append_printable(text, row.vma->path.empty() ? "-" : std::string_view(row.vma->path));
       if (s.changed != 0) text += " (changed while it was read)";
       return;
     default:

@@ -111,7 +111,6 @@ class StatTable {
   std::vector<StatColumn> columns_;
   bool bytes_;
   bool color_;
-  std::string cell_;  ///< kept for its memory
 };
 
 /// "4K", "2M", "1G"

@@ -288,7 +288,7 @@ Classification VmaInspector::classify(const Vma& vma) {
   Classification result = vmem::classify(vma, facts, s.page_size());
   if (result.kind == VmaKind::anon && vma.writable) {
     facts.thread_stack = s.holds_stack_pointer(vma.range);
-    return vmem::classify(vma, facts, s.page_size());
+    return *facts.thread_stack ? vmem::classify(vma, facts, s.page_size()) : result;
   }
   // A device node may lie anywhere, and not everything below /dev is one.
   if (vma.path.starts_with('/') &&

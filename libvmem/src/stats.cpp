@@ -320,29 +320,35 @@ std::uint64_t Tally::at(unsigned key) const {
   return at != entries_.end() && at->first == key ? at->second : 0;
 }
 
+namespace {
+
+constexpr auto numbers = std::to_array<std::uint64_t MemorySums::*>(
+    {&MemorySums::vmas, &MemorySums::size, &MemorySums::rss, &MemorySums::pss_fixed,
+     &MemorySums::uss, &MemorySums::swap, &MemorySums::hugetlb, &MemorySums::hugetlb_private,
+     &MemorySums::device, &MemorySums::uncounted, &MemorySums::guard, &MemorySums::special,
+     &MemorySums::hidden, &MemorySums::unseen, &MemorySums::changed, &MemorySums::extents,
+     &MemorySums::framed});
+constexpr auto tallies =
+    std::to_array<Tally MemorySums::*>({&MemorySums::leaf, &MemorySums::runs, &MemorySums::nodes,
+                                        &MemorySums::flags, &MemorySums::folios});
+static_assert(sizeof(MemorySums) ==
+                  sizeof(std::uint64_t) * (numbers.size() + 2) + sizeof(Tally) * tallies.size(),
+              "a member is missing here, or in add() and clear()");
+
+}  // namespace
+
 void MemorySums::add(const MemorySums& other) {
-  for (const auto field :
-       {&MemorySums::vmas, &MemorySums::size, &MemorySums::rss, &MemorySums::pss_fixed,
-        &MemorySums::uss, &MemorySums::swap, &MemorySums::hugetlb, &MemorySums::hugetlb_private,
-        &MemorySums::device, &MemorySums::uncounted, &MemorySums::guard, &MemorySums::special,
-        &MemorySums::hidden, &MemorySums::unseen, &MemorySums::changed, &MemorySums::extents,
-        &MemorySums::framed})
-    this->*field += other.*field;
+  for (const auto field : numbers) this->*field += other.*field;
   largest_extent = std::max(largest_extent, other.largest_extent);
-  for (const auto field : {&MemorySums::leaf, &MemorySums::runs, &MemorySums::nodes,
-                           &MemorySums::flags, &MemorySums::folios})
-    (this->*field).add(other.*field);
+  for (const auto field : tallies) (this->*field).add(other.*field);
   unknown |= other.unknown;
 }
 
 void MemorySums::clear() {
-  MemorySums fresh;
-  for (const auto field : {&MemorySums::leaf, &MemorySums::runs, &MemorySums::nodes,
-                           &MemorySums::flags, &MemorySums::folios}) {
-    (this->*field).clear();
-    std::swap(fresh.*field, this->*field);
-  }
-  *this = std::move(fresh);
+  for (const auto field : numbers) this->*field = 0;
+  largest_extent = 0;
+  for (const auto field : tallies) (this->*field).clear();
+  unknown = 0;
 }
 
 std::vector<unsigned> leaf_shifts(PageSize page_size) {
@@ -615,8 +621,12 @@ class Summing {
     }
     for (std::uint64_t left = extent.bytes; left != 0;) {
       const PhysAddr pa = page_size_.address(pfn);
-      const auto node = state_.numa->node(pa);
-      const std::uint64_t rest = page_size_.pages(state_.numa->run_end(pa) - pa);
+      if (!node_range_.contains(pa)) {
+        node_ = state_.numa->node(pa);
+        node_range_ = {pa, state_.numa->run_end(pa)};
+      }
+      const auto node = node_;
+      const std::uint64_t rest = page_size_.pages(node_range_.end - pa);
       const std::uint64_t frames = std::clamp<std::uint64_t>(rest, 1, page_size_.pages(left));
       const std::uint64_t bytes = frames * page_size_.bytes();
       if (node) sums_.nodes.add(*node, bytes);
@@ -718,6 +728,9 @@ class Summing {
   std::uint64_t run_bytes_ = 0;
   VirtAddr run_va_;
   Pfn run_pfn_;
+  // Where the last frame was.
+  PaRange node_range_;
+  std::optional<unsigned> node_;
   LeafSharing leaf_sharing_;
   FrameRuns runs_;  ///< whose flags are to be read
 };
