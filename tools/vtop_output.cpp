@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <tuple>
 
 #include "vma_json.hpp"
 
@@ -217,19 +218,21 @@ void Table::heading() {
 }
 
 bool Table::row(const Row& row) {
+  std::string& line = out_.text();
   for (std::size_t i = 0; i < columns_.size(); ++i) {
     const ColumnInfo& column = info(columns_[i]);
-    cell_.clear();
-    write_cell(columns_[i], row, cell_);
     const bool last = i + 1 == columns_.size();
-    const bool colored = color_ && columns_[i] == Column::state;
-    const std::size_t padding = cell_.size() < column.width ? column.width - cell_.size() : 0;
-    if (column.right) out_.pad(padding);
-    if (colored) out_.print("\033[{}m", color_of(row.extent.state));
-    out_.append(cell_);
-    if (colored) out_.append("\033[0m");
-    if (last) break;
-    out_.pad(column.right ? 2 : padding + 2);
+    const std::string_view color =
+        color_ && columns_[i] == Column::state ? color_of(row.extent.state) : std::string_view{};
+    const std::size_t at = line.size();
+    if (!color.empty()) line.append("\033[").append(color).append("m");
+    const std::size_t text = line.size();
+    write_cell(columns_[i], row, line);
+    const std::size_t width = line.size() - text;
+    const std::size_t padding = width < column.width ? column.width - width : 0;
+    if (!color.empty()) line.append("\033[0m");
+    if (column.right && padding != 0) line.insert(at, padding, ' ');
+    if (!last) line.append(column.right ? 2 : padding + 2, ' ');
   }
   return out_.end_line();
 }
@@ -426,7 +429,10 @@ void Table::write_cell(Column column, const Row& row, std::string& text) {
       return;
     }
     default:
-      text += vma.path.empty() ? "-" : printable(vma.path);
+      if (vma.path.empty())
+        text += '-';
+      else
+        append_printable(text, vma.path);
       return;
   }
 }
@@ -500,6 +506,25 @@ bool JsonResults::row(const Row& row) {
   } else {
     out_.append(R"(,"pa":null,"pfn":null)");
   }
+  // Most extents differ in what stands before this alone.
+  const bool plain = row.frame == nullptr && row.walk == nullptr && e.state != PageState::swapped;
+  const auto likeness = std::tuple{e.leaf_shift, e.bits, e.pte, e.backend};
+  if (plain && likeness == tail_of_) {
+    out_.append(tail_);
+  } else {
+    const std::size_t at = out_.text().size();
+    tail(row);
+    tail_of_.reset();
+    if (plain) {
+      tail_of_ = likeness;
+      tail_ = out_.text().substr(at);
+    }
+  }
+  return out_.relieve();
+}
+
+void JsonResults::tail(const Row& row) {
+  const Extent& e = row.extent;
   out_.append(R"(,"leaf_size":)");
   if (e.leaf_shift != 0)
     out_.decimal(std::uint64_t{1} << e.leaf_shift);
@@ -539,7 +564,6 @@ bool JsonResults::row(const Row& row) {
   out_.append(R"(,"backend":")");
   out_.append(to_string(e.backend));
   out_.append("\"}");
-  return out_.relieve();
 }
 
 void JsonResults::pte(const Row& row) {

@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <vector>
 
 #include "render.hpp"
@@ -120,7 +121,6 @@ class Table {
   std::vector<Column> columns_;
   bool bytes_;
   bool color_;
-  std::string cell_;  ///< kept for its memory
 };
 
 class JsonResults {
@@ -136,6 +136,8 @@ class JsonResults {
 
  private:
   void group(const Row& row);
+  /// An extent's members from "leaf_size" on.
+  void tail(const Row& row);
   void pte(const Row& row);
   void newline();
   Output& out_;
@@ -145,6 +147,8 @@ class JsonResults {
   bool any_group_ = false;
   bool any_extent_ = false;
   std::optional<Vma> vma_;  ///< of the open group
+  std::string tail_;  ///< that the last plain extent had
+  std::optional<std::tuple<std::uint8_t, std::uint8_t, std::uint16_t, Backend>> tail_of_;
 };
 
 }  // namespace vmem::tools
