@@ -236,7 +236,11 @@ class Vtop {
   void whole_process() {
     Progress progress{"vtop"};
     bool any = false;
-    auto walked = translate_all(process_, translator_, inspector_, walk_options(),
+    // Every process has [vvar], and opening page tables for it alone takes longer than all the
+    // rest.
+    WalkOptions options = walk_options();
+    options.kernel_mappings = false;
+    auto walked = translate_all(process_, translator_, inspector_, options,
                                 [&](const Vma* vma, const Extent& extent) {
                                   any = true;
                                   progress.at(extent.va);

@@ -49,6 +49,9 @@ Result<std::optional<Vma>> vma_from(const Process& process, VirtAddr address) {
   }
 }
 
+/// Pages of the kernel's that every process has: [vvar], [vvar_vclock].
+bool is_vvar(const Vma& vma) { return vma.path.starts_with("[vvar"); }
+
 /// What one VMA adds to what its pages said: blindness and the size of hugetlb leaves.
 class Finisher {
  public:
@@ -294,7 +297,8 @@ class Walk {
   Result<void> finish_and_emit(const Vma& vma, Extent extent) {
     if (!sighted_) {
       finisher_.finish(vma, asked(vma), extent);
-      if (blind(extent) && (options_.kernel_mappings || !vma.path.starts_with("[vvar"))) {
+      if (blind(extent) && (options_.kernel_mappings || tables_open_ || !is_vvar(vma))) {
+        tables_open_ = true;
         if (Translator* const tables = fallback_.page_tables())
           return read_again({extent.va, extent.end()}, *tables);
       }
@@ -403,6 +407,7 @@ class Walk {
   VmaExtentSink sink_;
   VirtAddr cursor_;  ///< all below is emitted
   bool open_ = true;
+  bool tables_open_ = false;  ///< or cannot be: asking them costs no more
   std::vector<Vma> batch_;  ///< kept at its largest: its strings are used again
   std::size_t batch_size_ = 0;
   std::vector<Held> held_;
