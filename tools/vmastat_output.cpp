@@ -34,8 +34,8 @@ constexpr auto column_table = std::to_array<ColumnInfo>({
     {inode, "inode", 8, true},
     {vma_class, "class", 9, false},
     {kind, "kind", 13, false},
-    {vmas, "vmas", 5, true},
-    {size, "size", 7, true},
+    {vmas, "vmas", 5, true, u::mapping},
+    {size, "size", 7, true, u::mapping},
     {mapped, "mapped", 7, true, u::rss | u::device | u::hugetlb},
     {rss, "rss", 7, true, u::rss},
     {drss, "drss", 8, true, u::rss},
@@ -48,9 +48,9 @@ constexpr auto column_table = std::to_array<ColumnInfo>({
     {device, "device", 7, true, u::device},
     {ddevice, "ddevice", 8, true, u::device},
     {uncounted, "uncounted", 9, true},
-    {guard, "guard", 7, true},
-    {special, "special", 7, true},
-    {unseen, "unseen", 7, true},
+    {guard, "guard", 7, true, u::mapping},
+    {special, "special", 7, true, u::mapping},
+    {unseen, "unseen", 7, true, u::mapping},
     {pte, "pte", 7, true, u::leaf},
     {pmd, "pmd", 7, true, u::leaf},
     {pud, "pud", 7, true, u::leaf},
@@ -451,8 +451,8 @@ void append_sums(Output& out, const MemorySums& sums, PageSize page_size, bool s
   const auto by_size = [](unsigned shift) {
     return shift == 0 ? std::string("unknown") : shift_label(shift);
   };
-  number("vmas", sums.vmas);
-  number("size", sums.size);
+  number("vmas", sums.vmas, u::mapping);
+  number("size", sums.size, u::mapping);
   number("rss", sums.rss, u::rss);
   number("pss", sums.pss(), u::pss, sharing);
   number("uss", sums.uss, u::uss, sharing);
@@ -462,11 +462,11 @@ void append_sums(Output& out, const MemorySums& sums, PageSize page_size, bool s
   number("device", sums.device, u::device);
   number("mapped", sums.mapped(), u::rss | u::device | u::hugetlb);
   number("uncounted", sums.uncounted);
-  number("guard", sums.guard);
-  number("special", sums.special);
-  number("hidden", sums.hidden);
-  number("unseen", sums.unseen);
-  number("changed", sums.changed);
+  number("guard", sums.guard, u::mapping);
+  number("special", sums.special, u::mapping);
+  number("hidden", sums.hidden, u::mapping);
+  number("unseen", sums.unseen, u::mapping);
+  number("changed", sums.changed, u::mapping);
   // The machine's own leaf sizes are there even where nothing has them.
   Tally leaf = sums.leaf;
   for (const unsigned shift : leaf_shifts(page_size)) leaf.add(shift, 0);

@@ -642,8 +642,9 @@ class Summing {
     add(sums, bytes);
     sums.leaf.add(extent.leaf_shift, bytes);
     if (node >= 0) sums.nodes.add(static_cast<unsigned>(node), bytes);
-    // Runs and frame flags are not told apart by node.
-    sums.unknown |= unknown_sum::extents | unknown_sum::frames;
+    // These are not told apart by node, or lie on none.
+    sums.unknown |= unknown_sum::extents | unknown_sum::frames | unknown_sum::mapping |
+                    unknown_sum::swap | unknown_sum::device;
   }
 
   MemorySums& node_sums(int node) {

@@ -50,7 +50,9 @@ inline constexpr std::uint16_t nodes = 64;
 inline constexpr std::uint16_t frames = 128;  ///< flags and folios
 inline constexpr std::uint16_t hugetlb = 256;
 inline constexpr std::uint16_t leaf = 512;
-inline constexpr std::uint16_t all = 1023;
+/// vmas, size, guard, special, hidden, unseen, changed: of VMAs, and not of what lies on a node.
+inline constexpr std::uint16_t mapping = 1024;
+inline constexpr std::uint16_t all = 2047;
 }  // namespace unknown_sum
 
 /// Sums, in bytes where nothing else is said.
@@ -108,8 +110,8 @@ struct VmaStats {
   const Vma& vma;
   Classification classification;
   const MemorySums& sums;
-  /// With StatsOptions::by_node: rss, pss, uss, hugetlb, leaf of each node; key -1 for memory of no
-  /// known node. Ascending.
+  /// With StatsOptions::by_node: rss, pss, uss, hugetlb, leaf of each node, the rest unknown; key -1
+  /// for memory of no known node. Ascending.
   const std::vector<std::pair<int, MemorySums>>& by_node;
 };
 
