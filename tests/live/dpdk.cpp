@@ -45,8 +45,10 @@ class HugeMount {
 
 class Primary {
  public:
-  Primary(const HugeMount& huge, std::string prefix, const std::vector<std::string>& options)
-      : prefix_(std::move(prefix)), program_(command(huge, prefix_, options)) {
+  /// `options` are EAL's, `more` testpmd's own.
+  Primary(const HugeMount& huge, std::string prefix, const std::vector<std::string>& options,
+          const std::vector<std::string>& more = {})
+      : prefix_(std::move(prefix)), program_(command(huge, prefix_, options, more)) {
     if (!program_.wait_for("testpmd> ")) FAIL("dpdk-testpmd: " << program_.said());
   }
   ~Primary() {
@@ -67,7 +69,8 @@ class Primary {
 
  private:
   static std::vector<std::string> command(const HugeMount& huge, const std::string& prefix,
-                                          const std::vector<std::string>& options) {
+                                          const std::vector<std::string>& options,
+                                          const std::vector<std::string>& more) {
     std::vector<std::string> all{
         "dpdk-testpmd",           "-l", "0", "-m", "64", "--no-pci", "--vdev=net_null0",
         "--file-prefix=" + prefix};
@@ -78,6 +81,7 @@ class Primary {
     if (sysconf(_SC_NPROCESSORS_ONLN) < 2) all[1] = "--lcores", all[2] = "(0-1)@0";
     all.insert(all.end(), options.begin(), options.end());
     all.insert(all.end(), {"--", "--nb-cores=1", "--total-num-mbufs=2048", "-i"});
+    all.insert(all.end(), more.begin(), more.end());
     return all;
   }
   std::string prefix_;
@@ -231,4 +235,30 @@ TEST_CASE("dpdk: memory without huge pages") {
   CHECK(document["dpdk"][0]["iova_mode"] == "va");
   CHECK(document["summary"]["error"] == 0);
   CHECK(document["registrations"].size() == (64 << 20) / 4096);
+}
+
+TEST_CASE("dpdk: memory of the application's own, which it gave to DPDK") {
+  NEEDS_DPDK;
+  Primary primary(huge, unique("vmem-extmem-"), {"--no-huge"}, {"--mp-alloc=xmem"});
+  const auto document = primary.audit();
+  CHECK(document["summary"]["error"] == 0);
+  CHECK(document["summary"]["unknown"] == 0);
+  std::uint64_t bytes = 0;
+  for (const auto& list : document["dpdk"][0]["lists"]) {
+    if (list["external"] == true) bytes += list["bytes"].get<std::uint64_t>();
+  }
+  REQUIRE(bytes != 0);
+  std::uint64_t audited = 0, pages = 0;
+  for (const auto& r : document["registrations"]) {
+    if (!r["key"].get<std::string>().starts_with("extmem")) continue;
+    audited += r["bytes"].get<std::uint64_t>();
+    // DPDK was told no IOVA but the address; each page is in memory.
+    CHECK(r["iova"] == r["va"]);
+    CHECK(r["resident"] == r["bytes"]);
+    if (++pages % 997 == 0)
+      CHECK(pa_of(primary.pid(), std::stoull(r["va"].get<std::string>(), nullptr, 16)) != 0);
+  }
+  CHECK(audited == bytes);
+  // Nothing keeps a child's copy away from it, as huge pages of DPDK's own would.
+  CHECK(document["summary"]["warning"] == pages);
 }

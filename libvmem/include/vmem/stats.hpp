@@ -110,8 +110,8 @@ struct VmaStats {
   const Vma& vma;
   Classification classification;
   const MemorySums& sums;
-  /// With StatsOptions::by_node: rss, pss, uss, hugetlb, leaf of each node, the rest unknown; key -1
-  /// for memory of no known node. Ascending.
+  /// With StatsOptions::by_node: rss, pss, uss, hugetlb, leaf of each node, the rest unknown; key
+  /// -1 for memory of no known node. Ascending.
   const std::vector<std::pair<int, MemorySums>>& by_node;
 };
 
