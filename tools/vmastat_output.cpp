@@ -93,14 +93,20 @@ std::optional<unsigned> flag_bit(StatColumn column) {
   }
 }
 
-std::uint64_t leaf_bytes(StatColumn column, const MemorySums& sums, PageSize page_size) {
-  if (column == pte) return sums.leaf.at(page_size.shift());
-  // Most have base pages alone: spares their rows the list.
+/// Of leaves above base pages.
+[[gnu::noinline]] std::uint64_t large_leaf_bytes(StatColumn column, const MemorySums& sums,
+                                                 PageSize page_size) {
+  // Most have none: spares their rows the list.
   const auto& leaves = sums.leaf.entries();
   if (leaves.empty() || leaves.back().first <= page_size.shift()) return 0;
   const std::vector<unsigned> shifts = leaf_shifts(page_size);
   const std::size_t level = static_cast<std::size_t>(column) - static_cast<std::size_t>(pte);
   return level < shifts.size() ? sums.leaf.at(shifts[level]) : 0;
+}
+
+std::uint64_t leaf_bytes(StatColumn column, const MemorySums& sums, PageSize page_size) {
+  return column == pte ? sums.leaf.at(page_size.shift())
+                       : large_leaf_bytes(column, sums, page_size);
 }
 
 std::uint64_t MemorySums::* delta_of(StatColumn column) {
@@ -181,7 +187,6 @@ std::optional<std::uint64_t> stat_number(StatColumn column, const StatRow& row,
                                          PageSize page_size) {
   const MemorySums& s = *row.sums;
   if (!s.known(info(column).sums)) return {};
-  if (const auto bit = flag_bit(column)) return s.flags.at(*bit);
   switch (column) {
     case pid:
       return static_cast<std::uint64_t>(row.pid);
@@ -234,6 +239,7 @@ std::optional<std::uint64_t> stat_number(StatColumn column, const StatRow& row,
     case largest:
       return s.largest_extent;
     default:
+      if (const auto bit = flag_bit(column)) return s.flags.at(*bit);
       return {};
   }
 }
