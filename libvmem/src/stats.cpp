@@ -26,9 +26,9 @@ constexpr std::uint16_t from_smaps =
     unknown_sum::rss | unknown_sum::pss | unknown_sum::uss | unknown_sum::swap;
 constexpr unsigned flag_compound_head = 15, flag_compound_tail = 16, flag_huge = 17;
 
-/// Flags are read of so many runs of frames together, which take a MiB, or of so many frames, which
+/// Flags are read of so many runs of frames together, which take 2 MiB, or of so many frames, which
 /// take the kernel some 150 ms; from `flags_shared` frames on two threads share them.
-constexpr std::size_t runs_batch = std::size_t{1} << 17;
+constexpr std::size_t runs_batch = std::size_t{1} << 18;
 constexpr std::uint64_t flags_batch = std::uint64_t{1} << 21;
 constexpr std::uint64_t flags_shared = std::uint64_t{1} << 15;
 
