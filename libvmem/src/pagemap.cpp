@@ -97,6 +97,19 @@ class SharedWalk {
     }
   }
 
+  /// With the lock held: a piece has been read. Many runs in it mean small pieces; few mean that
+  /// larger ones are cheap. What did not fit goes back, unless the next piece is given out: then it
+  /// is left to who delivers, alone.
+  void settle(Slot& slot) {
+    slot.state = Slot::State::done;
+    if (slot.reached != slot.range.end) {
+      stride_ = std::clamp(slot.reached - slot.range.start, piece_, std::max(stride_, piece_));
+      if (&slot == &ring_[(claimed_ - 1) % slots]) range_.start = slot.range.end = slot.reached;
+    } else if (slot.count < capacity / 8) {
+      stride_ = std::min(stride_ * 2, std::uint64_t{1} << 40);
+    }
+  }
+
   void help() {
     PagemapReader reader{process_, fd_, options_};
     std::unique_lock lock(mutex_);
@@ -110,7 +123,7 @@ class SharedWalk {
       lock.unlock();
       fill(*slot, reader);
       lock.lock();
-      slot->state = Slot::State::done;
+      settle(*slot);
       changed_.notify_all();
     }
   }
@@ -129,13 +142,8 @@ class SharedWalk {
         lock.unlock();
         fill(*mine, reader_);
         lock.lock();
-        mine->state = Slot::State::done;
+        settle(*mine);
       }
-      // Many runs in a piece mean small pieces; few mean that larger ones are cheap.
-      if (slot.reached != slot.range.end)
-        stride_ = std::max(stride_ / 2, piece_);
-      else if (slot.count < capacity / 8)
-        stride_ = std::min(stride_ * 2, std::uint64_t{1} << 40);
       lock.unlock();
       if (options_.stopped()) return {};  // the piece may be short
       for (const Extent& run : std::span(slot.runs, slot.count)) {
