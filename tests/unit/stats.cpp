@@ -156,6 +156,40 @@ TEST_CASE("folios are as long as their head and tails, mapped or not; unknown fl
   }
 }
 
+TEST_CASE("flags of scattered frames, some mapped twice, are those of a count frame by frame") {
+  constexpr std::uint64_t pages = 65536, start = 0x10000000;  // enough for two threads to share
+  constexpr std::uint64_t bits[] = {2, 3, 4, 5, 6, 12, 25, 43};
+  std::mt19937_64 random(7);
+  std::vector<std::uint64_t> flags(2 * pages);
+  std::vector<EntryRun> runs;
+  std::map<unsigned, std::uint64_t> wanted;
+  for (std::uint64_t frame = 0; frame < flags.size(); ++frame) {
+    for (const std::uint64_t bit : bits) flags[frame] |= (random() % 4 == 0 ? 1ULL : 0ULL) << bit;
+  }
+  for (std::uint64_t done = 0; done < pages;) {
+    const std::uint64_t count = std::min<std::uint64_t>(1 + random() % 9, pages - done);
+    const std::uint64_t first = random() % (flags.size() - count);
+    runs.push_back({start + done * page, count, entry::present | entry::exclusive | first, 1});
+    for (std::uint64_t frame = first; frame < first + count; ++frame) {
+      for (const std::uint64_t bit : bits)
+        if ((flags[frame] >> bit & 1) != 0) wanted[static_cast<unsigned>(bit)] += page;
+    }
+    done += count;
+  }
+  SystemModel model = one_process("10000000-20000000 rw-p 00000000 00:00 0 \n", runs);
+  for (std::uint64_t frame = 0; frame < flags.size(); ++frame)
+    model.frames.push_back({frame, 1, flags[frame], 1, {}});
+  model.frames_end = flags.size();
+  const Recorded tree(model);
+  for (const unsigned threads : {1U, 2U}) {
+    const MemorySums s = sums_of(tree.process(1), {.frames = true, .threads = threads})[0].sums;
+    CHECK(s.known(unknown_sum::frames));
+    CHECK(s.framed == pages * page);
+    CHECK(s.folios.entries() == std::vector<Tally::Entry>{{12, pages * page}});
+    CHECK(s.flags.entries() == std::vector<Tally::Entry>(wanted.begin(), wanted.end()));
+  }
+}
+
 TEST_CASE("without kpageflags the flags are unknown, and the rest is known") {
   const Recorded tree(
       one_process(anon_line, {{0x10000000, 1, entry::present | entry::exclusive | 9, 0}}));
