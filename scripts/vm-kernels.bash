@@ -163,8 +163,30 @@ build_modules() {
   fi
 }
 
-# Kernel modules that tests want, beside those they depend on: for PCI devices, swap and a file system.
-guest_modules=(uio_pci_generic uio_cif vfio-pci zram lzo-rle ext4)
+# Kernel modules that tests want, beside those they depend on: for PCI devices, swap, a file system and RDMA.
+guest_modules=(uio_pci_generic uio_cif vfio-pci zram lzo-rle ext4 crc32_generic rdma_rxe dummy)
+
+# add_rdma TREE: into an initramfs, the programs and libraries of this machine's for soft RoCE. They are not static:
+# libibverbs opens its drivers at run time.
+add_rdma() {
+  local tree=$1 program library folder file
+  local programs=("$build/tests/support/planted")
+  for program in ibv_rc_pingpong rdma; do
+    file=$(PATH=$PATH:/usr/sbin:/sbin command -v "$program") || die "no $program: scripts/install-deps --vm"
+    programs+=("$file")
+  done
+  folder=/usr/lib/$(gcc -print-multiarch)/libibverbs
+  for program in "${programs[@]}"; do cp -L "$program" "$tree/bin/"; done
+  for program in "${programs[@]}" "$folder"/librxe-*.so; do
+    while read -r library; do
+      mkdir -p "$tree$(dirname "$library")"
+      cp -L "$library" "$tree$library"
+    done < <(ldd "$program" | sed -n 's/.*\(\s\|=> \)\(\/[^ ]*\) (0x.*/\2/p')
+  done
+  mkdir -p "$tree$folder" "$tree/etc/libibverbs.d"
+  cp -L "$folder"/librxe-*.so "$tree$folder/"
+  cp /etc/libibverbs.d/rxe.driver "$tree/etc/libibverbs.d/"
+}
 
 # build_programs: the tests, what they start, and the tools, static.
 build_programs() {
@@ -186,6 +208,7 @@ build_programs() {
     cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Debug "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -g" "${launcher[@]}" "${cross[@]}" \
       >/dev/null
   fi
+  [[ $arch != amd64 ]] || wanted+=(planted)
   cmake --build "$build" --target vmem-vm "${wanted[@]}" memory-kinds plain-pagemap
   local program tools strip=strip
   [[ $arch != arm64 ]] || strip=aarch64-linux-gnu-strip
@@ -216,11 +239,12 @@ make_initramfs() {
   cp "$cache/busybox-$arch/bin/busybox" "$tree/bin/"
   cp "$work"/bin/* "$tree/bin/"
   cp tests/vm/init "$tree/init"
+  [[ $arch != amd64 ]] || add_rdma "$tree"
   printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n' >"$tree/etc/passwd"
   cp "$cache/build/$version-$arch"/*.ko "$tree/lib/modules/$release/vmem/"
   for module in "${guest_modules[@]}"; do
     # A kernel without it: the tests that want it say so.
-    while read -r _ file; do
+    while read -r _ file _; do
       [[ $file == /* ]] || continue
       case $file in
         *.xz) xz -dc "$file" >"$tree/lib/modules/$release/$(basename "${file%.xz}")" ;;

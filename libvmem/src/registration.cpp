@@ -477,6 +477,9 @@ class Auditor {
   }
 
   void judge_flags(Open& o, std::uint64_t flags, bool moves, const Evidence& evidence) const {
+    // A live kernel merges mergeable memory only, whatever kpageflags says.
+    if ((!recorded_ || rules_.all_anon_is_ksm) && view_.flags_known && !view_.mergeable)
+      flags &= ~kpf_ksm;
     if ((flags & kpf_hwpoison) != 0)
       add(*o.audit, AuditFindingKind::hwpoison, Severity::error, "kpageflags hwpoison", evidence);
     if (!moves && (flags & (kpf_ksm | kpf_zero_page)) == 0) return;

@@ -70,6 +70,7 @@ VmaView view_of(const Vma& vma, VmaInspector& inspector) {
   view.flags_known = flags.has_value();
   if (flags) {
     view.dont_fork = flags->has("dc");
+    view.mergeable = flags->has("mg");
     view.hugetlb = view.hugetlb || flags->has("ht");
     view.pfnmap = flags->has("pf");
     if (view.pfnmap)
@@ -106,6 +107,7 @@ VmaView view_of(const Vma& vma, VmaInspector& inspector) {
 PinRules::PinRules(const std::string& release) {
   const auto kernel = kernel_number(release);
   if (!kernel) return;
+  all_anon_is_ksm = *kernel >= 610 && *kernel < 617;
   const bool vendor = release.find(".el") != std::string::npos;
   if (!vendor || *kernel >= 605) refuses_files = *kernel >= 605;
   if (!vendor || *kernel >= 602) always_writes = *kernel < 602;

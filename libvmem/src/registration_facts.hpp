@@ -21,6 +21,7 @@ struct VmaView {
   bool private_writable = false;
   bool flags_known = false;
   bool dont_fork = false;
+  bool mergeable = false;  ///< VM_MERGEABLE: nothing else is ever merged
   bool hugetlb = false;
   bool pfnmap = false;
   bool unlinked = false;
@@ -34,11 +35,14 @@ struct VmaView {
 };
 VmaView view_of(const Vma& vma, VmaInspector& inspector);
 
-/// What this kernel's get_user_pages() does, of what changed over time and cannot be tried from
-/// outside. Empty: its release does not tell, for vendors carry changes back.
+/// What this kernel does, of what changed over time and cannot be tried from outside. Empty: its
+/// release does not tell, for vendors carry changes back.
 struct PinRules {
   std::optional<bool> refuses_files;  ///< writable_file_mapping_allowed(), 6.5
   std::optional<bool> always_writes;  ///< ib_umem_get() writes by force even to read, until 6.2
+  /// kpageflags says KSM of all anonymous memory: stable_page_flags() since 6.10 compares a mask of
+  /// two bits, one of which is set on all.
+  bool all_anon_is_ksm = false;
 
   explicit PinRules(const std::string& release);
 };

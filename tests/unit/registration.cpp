@@ -243,6 +243,23 @@ TEST_CASE("registration: frame flags name KSM, the zero page and poison") {
   CHECK(find(a, AuditFindingKind::hwpoison)->where.front().pfn == Pfn{0x105});
 }
 
+TEST_CASE(
+    "registration: kernels that say KSM of all anonymous memory are believed where it can be") {
+  const auto said = [](const std::string& release, const std::string& flags) {
+    Setup setup{.flags = "rd wr mr mw me ac dc" + flags,
+                .bytes = 8192,
+                .entries = {{base, 2, mine | 0x100, 1}},
+                .frames = {{.first = 0x100, .frames = 2, .flags = 1ULL << 21 | 0x1000}}};
+    if (!release.empty()) setup.files["proc/sys/kernel/osrelease"] = release + "\n";
+    return kinds(System(setup).audit_one(range(0, 8192)));
+  };
+  CHECK(said("6.12.118+deb13-amd64", "") == "");
+  CHECK(said("6.12.118+deb13-amd64", " mg") == "ksm:error");
+  CHECK(said("6.1.0-50-amd64", "") == "ksm:error");
+  CHECK(said("6.18.0", "") == "ksm:error");
+  CHECK(said("", "") == "ksm:error");
+}
+
 TEST_CASE("registration: what get_user_pages() refuses") {
   const std::vector<EntryRun> entries = {{base, 2, mine | 0x100, 1}};
   const auto refused = [&](const std::string& perms, const std::string& flags, bool writes) {
