@@ -60,7 +60,7 @@ constexpr auto column_table = std::to_array<ColumnInfo>({
     {runs, "runs", 24, false, u::extents},
     {nodes, "nodes", 8, false, u::nodes},
     {zero, "zero", 7, true, u::frames},
-    {ksm, "ksm", 7, true, u::frames},
+    {ksm, "ksm", 7, true, u::frames | u::ksm},
     {dirty, "dirty", 7, true, u::frames},
     {referenced, "referenced", 10, true, u::frames},
     {active, "active", 7, true, u::frames},
@@ -374,7 +374,12 @@ void StatTable::write_cell(StatColumn column, const StatRow& row, std::string& t
     case nodes:
       return list(s.nodes, [](unsigned node) { return std::to_string(node); }, true);
     case flags:
-      return list(s.flags, frame_flag_name, true);
+      return list(
+          s.flags,
+          [&](unsigned bit) {
+            return frame_flag_name(bit) + (bit == 21 && !s.known(u::ksm) ? "?" : "");
+          },
+          true);
     case folios:
       return list(s.folios, by_size, true);
     case name:
@@ -494,7 +499,9 @@ void append_sums(Output& out, const MemorySums& sums, PageSize page_size, bool s
   out.append("{");
   first = true;
   number("bytes", sums.framed);
-  object("flags", sums.flags, 0, frame_flag_name);
+  object("flags", sums.flags, 0, [&](unsigned bit) {
+    return frame_flag_name(bit) + (bit == 21 && !sums.known(u::ksm) ? "?" : "");
+  });
   object("folios", sums.folios, 0, by_size);
   out.append("}");
 }

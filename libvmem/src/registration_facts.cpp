@@ -12,6 +12,7 @@
 
 #include "kmod/uapi/vmem.h"
 #include "line_chunks.hpp"
+#include "vmem/frames.hpp"
 #include "vmem/registration.hpp"
 
 namespace vmem {
@@ -107,7 +108,7 @@ VmaView view_of(const Vma& vma, VmaInspector& inspector) {
 PinRules::PinRules(const std::string& release) {
   const auto kernel = kernel_number(release);
   if (!kernel) return;
-  all_anon_is_ksm = *kernel >= 610 && *kernel < 617;
+  all_anon_is_ksm = !tells_ksm(release);
   const bool vendor = release.find(".el") != std::string::npos;
   if (!vendor || *kernel >= 605) refuses_files = *kernel >= 605;
   if (!vendor || *kernel >= 602) always_writes = *kernel < 602;

@@ -363,6 +363,7 @@ struct StatsReader::State {
   PageSize page_size;
   bool recorded = false;
   bool swap_used = false;
+  bool tells_ksm = true;
   std::optional<FrameReader> counts;
   std::array<std::optional<FrameReader>, 2> flags;
   std::optional<Error> flags_error;
@@ -681,6 +682,7 @@ class Summing {
       FlagSums sums{page_size_};
       auto read = sums.read(*state_.flags[0], span);
       sums.deliver(sums_);
+      if (!state_.tells_ksm) sums_.unknown |= unknown_sum::ksm;
       return read;
     }
     return runs_.full() ? flush_flags() : Result<void>{};
@@ -704,6 +706,7 @@ class Summing {
       read = sums.read(*state_.flags[0], runs_);
     }
     sums.deliver(sums_);
+    if (!state_.tells_ksm) sums_.unknown |= unknown_sum::ksm;
     runs_.clear();
     return read;
   }
@@ -748,6 +751,7 @@ StatsReader StatsReader::open(const SysRoot& root, const StatsOptions& options) 
   state->options = options;
   state->page_size = root.page_size();
   state->swap_used = swap_in_use(root);
+  state->tells_ksm = tells_ksm(root.kernel_release());
   if (auto counts = FrameReader::open(root, FrameFacts::has_mapcount))
     state->counts.emplace(std::move(*counts));
   if (options.frames) {

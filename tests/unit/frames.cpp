@@ -173,3 +173,11 @@ TEST_CASE("random frames, against each frame on its own") {
     CHECK(at == first + count);
   }
 }
+
+TEST_CASE("kernels that call all anonymous memory KSM") {
+  for (const char* const good :
+       {"6.9.12-amd64", "6.17.0", "6.18.44-fc", "6.1.0-56-amd64", "5.10.0", "7.2", "", "x"})
+    CHECK(tells_ksm(good));
+  for (const char* const bad : {"6.10.0", "6.12.118+deb13-amd64", "6.16.9"})
+    CHECK_FALSE(tells_ksm(bad));
+}

@@ -314,6 +314,23 @@ Naive naive(const std::filesystem::path& tree, const Vma& vma, std::uint64_t pag
 
 }  // namespace
 
+TEST_CASE("KSM is not known of kernels that say it of all anonymous memory") {
+  for (const auto& [release, told] : {std::pair{"6.12.9", false}, std::pair{"6.18.1", true}}) {
+    SystemModel system = one_process(
+        "1000-3000 rw-p 00000000 00:00 0 \n",
+        {{.va = 0x1000, .pages = 2, .first = entry::present | 5, .step = 1}},
+        std::string("vmem-tree 1\npage_size 4096\npfn_access full\nkernel ") + release + "\n");
+    system.frames = {
+        {.first = 5, .frames = 2, .flags = 1 << 21 | 1 << 12, .mapcount = 1, .memcg = {}}};
+    const Recorded tree{system};
+    const auto all = sums_of(tree.process(1), {.frames = true});
+    REQUIRE(all.size() == 1);
+    CHECK(all[0].sums.framed == 0x2000);
+    CHECK(all[0].sums.flags.at(12) == 0x2000);
+    CHECK(all[0].sums.known(unknown_sum::ksm) == told);
+  }
+}
+
 TEST_CASE("sums of random systems are those of a naive reader") {
   std::mt19937_64 random(20260727);
   std::uint64_t rss = 0;

@@ -28,6 +28,11 @@ struct FrameFacts {
   friend bool operator==(const FrameFacts&, const FrameFacts&) = default;
 };
 
+/// Whether the flag "ksm" (bit 21) means that on a kernel of this release: from 6.10 to 6.16 all
+/// anonymous memory has it (stable_page_flags() in fs/proc/page.c compared a mask of two bits, of
+/// which one is set on all). Of a release that is not known: yes.
+VMEM_EXPORT bool tells_ksm(std::string_view kernel_release);
+
 /// The kernel's name of a kpageflags bit in lower case ("lru", "compound_head"), or
 /// "bitN" for one without a name. 0 <= bit < 64.
 VMEM_EXPORT std::string frame_flag_name(unsigned bit);

@@ -146,8 +146,8 @@ struct WalkOptions {
   /// All page_bits are wanted. Where they are not, a source that knows fewer may serve.
   bool page_bits = true;
   /// [vvar] is wanted, too: where pagemap is blind to it, page tables are asked, which takes some
-  /// milliseconds to open. Nobody but the kernel has a use for it. Without this it is `unseen` there,
-  /// unless page tables are open for another mapping.
+  /// milliseconds to open. Nobody but the kernel has a use for it. Without this it is `unseen`
+  /// there, unless page tables are open for another mapping.
   bool kernel_mappings = true;
   /// What is mapped in the range is hugetlb pages of this size, as its VMAs say: where no scan
   /// tells it (a recorded system), one entry is then read for each. translate() sets it.

@@ -52,7 +52,8 @@ inline constexpr std::uint16_t hugetlb = 256;
 inline constexpr std::uint16_t leaf = 512;
 /// vmas, size, guard, special, hidden, unseen, changed: of VMAs, and not of what lies on a node.
 inline constexpr std::uint16_t mapping = 1024;
-inline constexpr std::uint16_t all = 2047;
+inline constexpr std::uint16_t ksm = 2048;  ///< of flags: see tells_ksm()
+inline constexpr std::uint16_t all = 4095;
 }  // namespace unknown_sum
 
 /// Sums, in bytes where nothing else is said.
