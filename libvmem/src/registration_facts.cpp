@@ -289,8 +289,7 @@ KindText text_of(AuditFindingKind kind) {
     case AuditFindingKind::no_longterm_pin:
       return {"no-longterm-pin",
               "since Linux 6.5 a shared mapping of a file cannot be pinned for writing, unless the "
-              "file "
-              "is memory: use anonymous memory, memfd or hugetlbfs"};
+              "file is memory: use anonymous memory, memfd or hugetlbfs"};
     case AuditFindingKind::beyond_eof:
       return {"beyond-eof", "the file is shorter than its mapping: extend it (ftruncate()) first"};
     case AuditFindingKind::fork_hazard:
