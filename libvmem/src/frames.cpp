@@ -3,12 +3,12 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <optional>
 #include <string_view>
 #include <utility>
 
 #include "errors.hpp"
+#include "kernel_release.hpp"
 
 namespace vmem {
 namespace {
@@ -47,12 +47,8 @@ constexpr std::array<Source, 3> sources = {{
 }  // namespace
 
 bool tells_ksm(std::string_view kernel_release) {
-  unsigned major = 0, minor = 0;
-  const char* const end = kernel_release.data() + kernel_release.size();
-  const auto first = std::from_chars(kernel_release.data(), end, major);
-  if (first.ec != std::errc{} || first.ptr == end || *first.ptr != '.') return true;
-  if (std::from_chars(first.ptr + 1, end, minor).ec != std::errc{}) return true;
-  return major != 6 || minor < 10 || minor > 16;
+  const unsigned kernel = kernel_number(kernel_release).value_or(0);
+  return kernel < 610 || kernel > 616;
 }
 
 std::string frame_flag_name(unsigned bit) {

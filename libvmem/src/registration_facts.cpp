@@ -10,6 +10,7 @@
 #include <string>
 #include <string_view>
 
+#include "kernel_release.hpp"
 #include "kmod/uapi/vmem.h"
 #include "line_chunks.hpp"
 #include "vmem/frames.hpp"
@@ -46,17 +47,6 @@ std::optional<FrameRange> first_common(FrameRange a, const std::vector<FrameRang
     if (both.start < both.end && (!first || both.start < first->start)) first = both;
   }
   return first;
-}
-
-/// "6.1.0-50-amd64": 601. Empty: not a release.
-std::optional<unsigned> kernel_number(std::string_view release) {
-  unsigned major = 0, minor = 0;
-  const char* const end = release.data() + release.size();
-  const auto first = std::from_chars(release.data(), end, major);
-  if (first.ec != std::errc{} || first.ptr == end || *first.ptr != '.') return {};
-  const auto second = std::from_chars(first.ptr + 1, end, minor);
-  if (second.ec != std::errc{} || minor > 99) return {};
-  return major * 100 + minor;
 }
 
 }  // namespace
