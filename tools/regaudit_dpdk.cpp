@@ -7,6 +7,7 @@
 #include <map>
 
 #include "regaudit.hpp"
+#include "regaudit_telemetry.hpp"
 #include "targets.hpp"
 
 namespace vmem::tools {
@@ -104,11 +105,20 @@ struct Instance {
   std::vector<User> users;
 };
 
-/// What the files say; an error names the whole path.
+/// What the files say; an error names the whole path. Of a version whose files are not known a
+/// live primary is asked itself.
 Result<DpdkMemory> read_files(const Instance& instance) {
   auto memory = read_dpdk(*instance.tree, instance.path);
-  if (!memory && instance.path.empty())
-    memory.error().path = instance.directory + "/" + memory.error().path;
+  if (memory || !instance.path.empty()) return memory;
+  if (memory.error().code == Errc::not_supported && !instance.users.empty()) {
+    const std::string name = instance.directory + "/dpdk_telemetry.v2";
+    auto told = read_telemetry(name);
+    // It may have another root.
+    if (!told && told.error().code == Errc::not_found)
+      told = read_telemetry(fmt::format("/proc/{}/root{}", instance.users.front().pid, name));
+    if (told || told.error().code == Errc::malformed) return told;
+  }
+  memory.error().path = instance.directory + "/" + memory.error().path;
   return memory;
 }
 
@@ -333,12 +343,18 @@ std::string instance_json(const Instance& instance, const DpdkMemory& memory, pi
                           const std::vector<Audit>& audits) {
   std::string text = fmt::format(
       R"({{"prefix":{},"directory":{},"pid":{},"version":{},"iova_mode":{},"dma_mask_bits":{},)"
-      R"("legacy_mem":{},"single_file_segments":{},"processes":[)",
+      R"("legacy_mem":{},"single_file_segments":{},"source":"{}","processes":[)",
       json_string(prefix_of(instance.directory)), json_string(instance.directory), pid,
       json_string(memory.version),
       memory.mode == IovaRule::none ? "null" : json_string(mode_name(memory.mode)),
-      memory.dma_mask_bits == 0 ? "null" : std::to_string(memory.dma_mask_bits), memory.legacy,
-      memory.single_file_segments);
+      memory.dma_mask_bits == 0 ? "null" : std::to_string(memory.dma_mask_bits),
+      memory.by_telemetry ? "null"
+      : memory.legacy     ? "true"
+                          : "false",
+      memory.by_telemetry           ? "null"
+      : memory.single_file_segments ? "true"
+                                    : "false",
+      memory.by_telemetry ? "telemetry" : "files");
   for (const User& user : instance.users) {
     if (&user != &instance.users.front()) text += ',';
     text += fmt::format(R"({{"pid":{},"primary":{}}})", user.pid, user.holds_lock);
@@ -351,6 +367,7 @@ std::string instance_json(const Instance& instance, const DpdkMemory& memory, pi
         json_string(list.name), list.range.start.value, list.range.bytes(), list.page_size,
         list.socket, list.external);
   }
+  if (memory.by_telemetry) return text + "],\"memzones\":null}";
   text += "],\"memzones\":[";
   for (std::size_t i = 0; i < audits.size(); ++i) {
     const DpdkMemzone& zone = memory.memzones[i];
@@ -432,12 +449,13 @@ bool audit_instance(Report& report, const RegauditOptions& options, const SysRoo
     }
     report.access = one.access;
     report.backend = one.backend;
-    report.text +=
-        fmt::format("DPDK {} primary {} ({}), prefix {}, IOVA as {}: {} segments, {} memzones{}\n",
-                    printable(memory->version), pid, printable(process->comm()),
-                    printable(prefix_of(instance.directory)), mode_name(memory->mode),
-                    memory->segments.size(), memory->memzones.size(),
-                    zone_errors == 0 ? "" : fmt::format(", {} of them wrong", zone_errors));
+    report.text += fmt::format(
+        "DPDK {} primary {} ({}), prefix {}, IOVA as {}: {} segments, {}{}\n",
+        printable(memory->version), pid, printable(process->comm()),
+        printable(prefix_of(instance.directory)), mode_name(memory->mode), memory->segments.size(),
+        memory->by_telemetry ? std::string("told by telemetry; memzones are not")
+                             : fmt::format("{} memzones", memory->memzones.size()),
+        zone_errors == 0 ? "" : fmt::format(", {} of them wrong", zone_errors));
     if (!report.json.empty()) report.json += ',';
     report.json += instance_json(instance, *memory, pid, zone_list, zone_audits);
     report.groups.push_back(std::move(one.groups.front()));

@@ -84,7 +84,7 @@ std::string found_in_path(const std::string& command) {
   while (true) {
     const std::size_t end = std::min(rest.find(':'), rest.size());
     const std::string folder(rest.substr(0, end));
-    const std::string file = (folder.empty() ? "." : folder) + "/" + command;
+    std::string file = (folder.empty() ? "." : folder) + "/" + command;
     if (access(file.c_str(), X_OK) == 0) return file;
     if (end == rest.size()) return {};
     rest.remove_prefix(end + 1);

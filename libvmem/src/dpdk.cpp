@@ -310,14 +310,19 @@ Result<DpdkMemory> read_dpdk(const SysRoot& tree, const std::string& directory) 
       });
   if (!zones) return std::unexpected(std::move(zones.error()));
 
+  memory.mode = iova_mode(memory);
+  return memory;
+}
+
+IovaRule iova_mode(const DpdkMemory& memory) {
   std::size_t virt = 0, told = 0;
   for (const DpdkSegment& segment : memory.segments) {
     if (segment.iova == bad_iova || memory.lists[segment.list].external) continue;
     ++told;
     virt += segment.iova == segment.range.start.value ? 1 : 0;
   }
-  if (told != 0) memory.mode = virt * 2 > told ? IovaRule::virt : IovaRule::physical;
-  return memory;
+  if (told == 0) return IovaRule::none;
+  return virt * 2 > told ? IovaRule::virt : IovaRule::physical;
 }
 
 namespace {

@@ -197,6 +197,9 @@ struct DpdkMemory {
   bool single_file_segments = false;
   /// The shared files do not say it: VA where most segments have iova == va.
   IovaRule mode = IovaRule::none;
+  /// Told by the primary's telemetry socket, which names no lists and reserved addresses, options
+  /// or memzones with their IOVAs: these are empty, or what the segments say.
+  bool by_telemetry = false;
   std::vector<DpdkList> lists;  ///< those in use
   std::vector<DpdkSegment> segments;  ///< by list, then by index
   std::vector<DpdkMemzone> memzones;
@@ -211,6 +214,9 @@ VMEM_EXPORT Result<DpdkMemory> read_dpdk(const SysRoot& tree, const std::string&
 /// The version that `config` names, and nothing else. Errors: as read_dpdk().
 VMEM_EXPORT Result<std::string> read_dpdk_version(const SysRoot& tree,
                                                   const std::string& directory);
+
+/// How IOVAs are made, as far as the segments say it: see DpdkMemory::mode.
+VMEM_EXPORT IovaRule iova_mode(const DpdkMemory& memory);
 
 /// What to ask about each segment, and about each memzone. A memzone that need not be contiguous
 /// has the IOVA of its first page; the rest has those of its segments.

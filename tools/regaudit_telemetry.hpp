@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: MIT
+/// What a DPDK primary tells of its memory by its telemetry socket.
+#pragma once
+
+#include <string>
+
+#include "vmem/registration.hpp"
+
+namespace vmem::tools {
+
+/// Asks the primary behind `socket` (dpdk_telemetry.v2 in its runtime directory; DPDK 23.07 and
+/// newer know the questions, lib/eal/common/eal_common_memory.c). Errors: not_found (no such
+/// socket, or nobody behind it), not_supported (it does not serve memory segments), malformed, io
+/// (no answer in time).
+Result<DpdkMemory> read_telemetry(const std::string& socket);
+
+}  // namespace vmem::tools
