@@ -3,15 +3,11 @@
 /// nothing is read. A 1 TiB mapping of 2 MiB leaves, all in one run and each for itself; 10,000
 /// checks of 1,000 mappings.
 #include <benchmark/benchmark.h>
-#include <unistd.h>
 
-#include <cstdlib>
-#include <filesystem>
-#include <fstream>
-#include <optional>
 #include <string>
 #include <vector>
 
+#include "recorded_tree.hpp"
 #include "vmem/window.hpp"
 
 namespace vmem::bench {
@@ -36,27 +32,12 @@ class Extents : public Translator {
 };
 
 /// A recorded system of one process with these mappings.
-class Tree {
+class Tree : public RecordedTree {
  public:
   explicit Tree(const std::string& maps) {
-    if (mkdtemp(path_.data()) == nullptr) std::abort();
-    std::filesystem::create_directories(path_ + "/proc/1");
-    std::ofstream(path_ + "/manifest") << "vmem-tree 1\npage_size 4096\npfn_access full\n";
-    std::ofstream(path_ + "/proc/1/comm") << "bench\n";
-    std::ofstream(path_ + "/proc/1/maps") << maps;
-    if (auto root = SysRoot::open(path_)) root_ = std::move(*root);
+    file("proc/1/maps") << maps;
+    open();
   }
-  ~Tree() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  Tree(const Tree&) = delete;
-  Tree& operator=(const Tree&) = delete;
-  const SysRoot& root() const { return *root_; }
-
- private:
-  std::string path_ = "/dev/shm/vmem-bench-XXXXXX";
-  std::optional<SysRoot> root_;
 };
 
 void judge(benchmark::State& state, const Tree& tree, Extents& extents,

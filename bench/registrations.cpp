@@ -2,15 +2,12 @@
 /// Audits of a recorded system, which is where nothing but the library and reading files costs:
 /// 64 GiB registered at once, of hugetlb pages that lie anywhere; 100,000 registrations.
 #include <benchmark/benchmark.h>
-#include <unistd.h>
 
-#include <cstdlib>
-#include <filesystem>
 #include <fstream>
-#include <optional>
 #include <string>
 #include <vector>
 
+#include "recorded_tree.hpp"
 #include "vmem/registration.hpp"
 
 namespace vmem::bench {
@@ -29,24 +26,20 @@ std::string mapping(std::uint64_t bytes, const std::string& rest) {
 }
 
 /// A recorded process with one mapping of `bytes`; block i of `block` bytes lies at frame(i).
-class Tree {
+class Tree : public RecordedTree {
  public:
   template <class Frame>
   Tree(const std::string& maps_rest, const std::string& smaps_rest, std::uint64_t bytes,
        std::uint64_t block, std::uint64_t flags, Frame frame) {
-    if (mkdtemp(path_.data()) == nullptr) std::abort();
-    std::filesystem::create_directories(path_ + "/proc/1");
-    std::ofstream(path_ + "/manifest") << "vmem-tree 1\npage_size 4096\npfn_access full\n";
-    std::ofstream(path_ + "/proc/1/comm") << "bench\n";
     const std::string line = mapping(bytes, maps_rest);
-    std::ofstream(path_ + "/proc/1/maps") << line << "\n";
-    std::ofstream(path_ + "/proc/1/smaps") << line << "\n" << smaps_rest;
-    std::ofstream(path_ + "/proc/1/mountinfo")
+    file("proc/1/maps") << line << "\n";
+    file("proc/1/smaps") << line << "\n" << smaps_rest;
+    file("proc/1/mountinfo")
         << "30 20 0:30 / /dev/hugepages rw - hugetlbfs hugetlbfs rw,pagesize=2M\n";
-    std::ofstream(path_ + "/proc/meminfo") << "HardwareCorrupted:     0 kB\n";
-    std::ofstream(path_ + "/proc/1/limits") << "Max locked memory  unlimited  unlimited  bytes\n";
-    std::ofstream(path_ + "/proc/1/status") << "VmPin:  0 kB\n";
-    std::ofstream pagemap(path_ + "/proc/1/pagemap", std::ios::binary);
+    file("proc/meminfo") << "HardwareCorrupted:     0 kB\n";
+    file("proc/1/limits") << "Max locked memory  unlimited  unlimited  bytes\n";
+    file("proc/1/status") << "VmPin:  0 kB\n";
+    std::ofstream pagemap = file("proc/1/pagemap");
     pagemap.seekp(static_cast<std::streamoff>(base / page * 8));
     std::vector<std::uint64_t> entries(block / page);
     std::uint64_t last = 0;
@@ -59,25 +52,14 @@ class Tree {
                     static_cast<std::streamsize>(block / page * 8));
       last = std::max(last, first + entries.size());
     }
-    std::ofstream kpageflags(path_ + "/proc/kpageflags", std::ios::binary);
+    std::ofstream kpageflags = file("proc/kpageflags");
     const std::vector<std::uint64_t> some(512, flags);
     for (std::uint64_t at = 0; at < last; at += some.size())
       kpageflags.write(reinterpret_cast<const char*>(some.data()), 4096);
     pagemap.close();
     kpageflags.close();
-    if (auto root = SysRoot::open(path_)) root_ = std::move(*root);
+    open();
   }
-  ~Tree() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  Tree(const Tree&) = delete;
-  Tree& operator=(const Tree&) = delete;
-  const SysRoot& root() const { return *root_; }
-
- private:
-  std::string path_ = "/dev/shm/vmem-bench-XXXXXX";
-  std::optional<SysRoot> root_;
 };
 
 void judge(benchmark::State& state, const Tree& tree, const std::vector<Registration>& all) {
