@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT
 /// regaudit dpdk: which DPDK primaries there are, whose files are whose, and their audit.
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <charconv>
 #include <cstdlib>
@@ -105,17 +107,24 @@ struct Instance {
   std::vector<User> users;
 };
 
+pid_t primary_of(const Instance& instance) {
+  for (const User& user : instance.users) {
+    if (user.holds_lock) return user.pid;
+  }
+  // Without locks to go by: the primary was there first.
+  return instance.users.front().pid;
+}
+
 /// What the files say; an error names the whole path. Of a version whose files are not known a
 /// live primary is asked itself.
 Result<DpdkMemory> read_files(const Instance& instance) {
   auto memory = read_dpdk(*instance.tree, instance.path);
   if (memory || !instance.path.empty()) return memory;
   if (memory.error().code == Errc::not_supported && !instance.users.empty()) {
+    const pid_t primary = primary_of(instance);
     const std::string name = instance.directory + "/dpdk_telemetry.v2";
-    auto told = read_telemetry(name);
-    // It may have another root.
-    if (!told && told.error().code == Errc::not_found)
-      told = read_telemetry(fmt::format("/proc/{}/root{}", instance.users.front().pid, name));
+    auto told = read_telemetry(fmt::format("/proc/{}/root{}", primary, name), primary);
+    if (!told && told.error().code == Errc::permission) told = read_telemetry(name, primary);
     if (told || told.error().code == Errc::malformed) return told;
   }
   memory.error().path = instance.directory + "/" + memory.error().path;
@@ -159,9 +168,9 @@ class Finder {
     for (const User& user : users_) {
       if (!options_.pid.empty() && std::to_string(user.pid) != options_.pid) continue;
       if (std::ranges::any_of(all,
-                              [&](const Instance& i) { return i.directory == user.directory; }))
+                              [&](const Instance& i) { return i.users.front().file == user.file; }))
         continue;
-      if (auto instance = of_users(user.directory)) all.push_back(std::move(*instance));
+      if (auto instance = of_users(user)) all.push_back(std::move(*instance));
     }
     if (all.empty() && !said_) {
       if (!options_.pid.empty()) {
@@ -181,13 +190,14 @@ class Finder {
     return all;
   }
 
-  /// Opens the files at `directory`, which a process names. It may have another root.
+  /// Opens the files at `directory`: as the process `pid` sees that path, which may have another
+  /// root, or other mounts.
   std::optional<SysRoot> open_tree(const std::string& directory, pid_t pid) {
-    auto tree = SysRoot::open(directory);
-    if (!tree && pid != 0) {
+    if (pid != 0) {
       auto inside = SysRoot::open(fmt::format("/proc/{}/root{}", pid, directory));
       if (inside) return std::move(*inside);
     }
+    auto tree = SysRoot::open(directory);
     if (tree) return std::move(*tree);
     said_ = true;
     tree.error().what = "opening DPDK's runtime directory";
@@ -196,25 +206,48 @@ class Finder {
     return std::nullopt;
   }
 
-  std::optional<Instance> of_users(const std::string& directory) {
-    Instance instance{.directory = directory, .tree = {}, .path = {}, .users = {}};
+  /// The files that `one` uses, and all who use the same ones: paths may be alike in containers.
+  std::optional<Instance> of_users(const User& one) {
+    Instance instance{.directory = one.directory, .tree = {}, .path = {}, .users = {}};
     for (const User& user : users_) {
-      if (user.directory == directory) instance.users.push_back(user);
+      if (user.file == one.file) instance.users.push_back(user);
     }
     if (root_.recorded()) {
       instance.tree = root_;
-      instance.path = directory.substr(directory.find_first_not_of('/'));
+      instance.path = one.directory.substr(one.directory.find_first_not_of('/'));
     } else {
-      instance.tree = open_tree(directory, instance.users.empty() ? 0 : instance.users.front().pid);
+      instance.tree = open_tree(one.directory, one.pid);
       if (!instance.tree) return std::nullopt;
     }
     return instance;
   }
 
+  /// Whether the process's file of that path is the one that is there for us.
+  static bool uses(const User& user, const std::string& directory) {
+    struct stat ours{}, theirs{};
+    if (stat((directory + "/config").c_str(), &ours) != 0 ||
+        stat(fmt::format("/proc/{}/root{}/config", user.pid, user.directory).c_str(), &theirs) != 0)
+      return true;  // no other one can be looked at
+    return ours.st_dev == theirs.st_dev && ours.st_ino == theirs.st_ino;
+  }
+
   std::optional<Instance> by_prefix() {
+    const User* found = nullptr;
     for (const User& user : users_) {
-      if (prefix_of(user.directory) == options_.prefix) return of_users(user.directory);
+      if (prefix_of(user.directory) != options_.prefix ||
+          (!options_.pid.empty() && std::to_string(user.pid) != options_.pid))
+        continue;
+      if (found != nullptr && found->file != user.file) {
+        said_ = true;
+        messages_.error(
+            fmt::format("{}: more than one primary has this prefix: processes {} and {}",
+                        options_.prefix, found->pid, user.pid),
+            "name one by --pid");
+        return std::nullopt;
+      }
+      if (found == nullptr) found = &user;
     }
+    if (found != nullptr) return of_users(*found);
     if (options_.prefix.find('/') != std::string::npos) {
       messages_.error(fmt::format("{}: not a prefix", options_.prefix),
                       "give a directory as --dir");
@@ -241,7 +274,7 @@ class Finder {
     if (!tree) return std::nullopt;
     Instance instance{.directory = options_.directory, .tree = tree, .path = {}, .users = {}};
     for (const User& user : users_) {
-      if (!error && user.directory == real) instance.users.push_back(user);
+      if (!error && user.directory == real && uses(user, real)) instance.users.push_back(user);
     }
     if (!instance.users.empty() || !options_.pid.empty()) return instance;
     const auto memory = read_files(instance);
@@ -255,10 +288,10 @@ class Finder {
     std::vector<std::string> seen;
     for (const User& user : users_) {
       if (user.config_address != memory->config_address ||
-          std::ranges::find(seen, user.directory) != seen.end())
+          std::ranges::find(seen, user.file) != seen.end())
         continue;
-      seen.push_back(user.directory);
-      const auto other = of_users(user.directory);
+      seen.push_back(user.file);
+      const auto other = of_users(user);
       const auto theirs = other ? read_dpdk(*other->tree, other->path) : std::unexpected(Error{});
       if (!theirs) continue;
       std::size_t same = 0;
@@ -267,14 +300,14 @@ class Finder {
       if (same > best) {
         best = same;
         ties = 1;
-        owner = user.directory;
+        owner = user.file;
       } else if (same == best && same != 0) {
         ++ties;
       }
     }
     if (ties == 1) {
       for (const User& user : users_) {
-        if (user.directory == owner) instance.users.push_back(user);
+        if (user.file == owner) instance.users.push_back(user);
       }
       return instance;
     }
@@ -327,11 +360,7 @@ pid_t process_of(const Instance& instance, const RegauditOptions& options) {
     std::from_chars(options.pid.data(), options.pid.data() + options.pid.size(), pid);
     return pid;
   }
-  for (const User& user : instance.users) {
-    if (user.holds_lock) return user.pid;
-  }
-  // Without locks to go by: the primary was there first.
-  return instance.users.front().pid;
+  return primary_of(instance);
 }
 
 std::string_view mode_name(IovaRule mode) {
@@ -409,6 +438,7 @@ bool audit_instance(Report& report, const RegauditOptions& options, const SysRoo
   constexpr int attempts = 4;
   for (int attempt = 1;; ++attempt) {
     const auto memory = read_files(instance);
+    if (interrupted()) return false;
     if (!memory && memory.error().code == Errc::malformed && attempt < attempts) continue;
     if (!memory) {
       say_unreadable(instance, memory.error(), messages);
@@ -483,8 +513,10 @@ int run_dpdk(const RegauditOptions& given, const Messages& messages) {
   Report report{.mode = "dpdk"};
   bool failed = false;
   for (const Instance& instance : instances) {
+    if (interrupted()) break;
     if (!audit_instance(report, options, *root, instance, messages)) failed = true;
   }
+  if (interrupted()) end_by_signal();
   if (report.groups.empty()) return 2;
   report.unanswered = report.unanswered || failed;
   report.json = ",\"dpdk\":[" + report.json + "]";

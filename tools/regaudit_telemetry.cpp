@@ -43,7 +43,7 @@ class Telemetry {
   explicit Telemetry(const std::string& path)
       : path_(path), socket_(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)) {}
 
-  Result<json> open() {
+  Result<json> open(pid_t primary) {
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
     if (path_.size() >= sizeof address.sun_path)
@@ -55,6 +55,11 @@ class Telemetry {
         setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &wait, sizeof wait) != 0 ||
         connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
       return std::unexpected(failed("connecting to DPDK's telemetry", path_, errno));
+    // A file of the primary's folder: anybody who may write there may have put it there.
+    ucred peer{};
+    socklen_t bytes = sizeof peer;
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &bytes) != 0 || peer.pid != primary)
+      return std::unexpected(failed("connecting to DPDK's telemetry", path_, ECONNREFUSED));
     return receive();
   }
 
@@ -76,7 +81,9 @@ class Telemetry {
 
  private:
   Result<json> receive() {
-    if (std::chrono::steady_clock::now() > end_)
+    // For all that one run asks, of however many primaries.
+    static const auto end = std::chrono::steady_clock::now() + patience;
+    if (std::chrono::steady_clock::now() > end)
       return std::unexpected(failed("reading DPDK's telemetry", path_, ETIMEDOUT));
     const ssize_t n = recv(socket_.get(), buffer_.data(), buffer_.size(), MSG_TRUNC);
     if (n < 0) {
@@ -93,7 +100,6 @@ class Telemetry {
   const std::string& path_;
   Fd socket_;
   std::string buffer_ = std::string(1 << 16, '\0');
-  std::chrono::steady_clock::time_point end_ = std::chrono::steady_clock::now() + patience;
 };
 
 /// A member that is a number and fits.
@@ -134,7 +140,9 @@ std::optional<DpdkSegment> segment(const json& told, std::uint32_t list, std::ui
   const auto socket = number<std::int32_t>(told, "Socket_id");
   if (!start || !end || !bytes || !page || !socket) return {};
   if (*bytes == 0) return DpdkSegment{};
-  if (*end - *start != *bytes || *end < *start || !PageSize::valid(*page)) return {};
+  if (*end - *start != *bytes || *end < *start || !PageSize::valid(*page) ||
+      PageSize{*page}.offset(VirtAddr{*start | *bytes}) != 0)
+    return {};
   DpdkSegment s{.range = {{*start}, {*end}},
                 .page_size = *page,
                 .socket = *socket,
@@ -152,9 +160,9 @@ std::optional<DpdkSegment> segment(const json& told, std::uint32_t list, std::ui
 
 }  // namespace
 
-Result<DpdkMemory> read_telemetry(const std::string& socket) {
+Result<DpdkMemory> read_telemetry(const std::string& socket, pid_t primary) {
   Telemetry telemetry{socket};
-  const auto hello = telemetry.open();
+  const auto hello = telemetry.open(primary);
   if (!hello) return std::unexpected(hello.error());
   DpdkMemory memory;
   memory.by_telemetry = true;

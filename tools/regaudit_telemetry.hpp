@@ -2,6 +2,8 @@
 /// What a DPDK primary tells of its memory by its telemetry socket.
 #pragma once
 
+#include <sys/types.h>
+
 #include <string>
 
 #include "vmem/registration.hpp"
@@ -9,9 +11,9 @@
 namespace vmem::tools {
 
 /// Asks the primary behind `socket` (dpdk_telemetry.v2 in its runtime directory; DPDK 23.07 and
-/// newer know the questions, lib/eal/common/eal_common_memory.c). Errors: not_found (no such
-/// socket, or nobody behind it), not_supported (it does not serve memory segments), malformed, io
-/// (no answer in time).
-Result<DpdkMemory> read_telemetry(const std::string& socket);
+/// newer know the questions, lib/eal/common/eal_common_memory.c), which must be `primary` itself.
+/// Errors: not_found (no such socket, or somebody else behind it), not_supported (it does not serve
+/// memory segments), malformed, io (no answer in time: 20 seconds for all calls of a run).
+Result<DpdkMemory> read_telemetry(const std::string& socket, pid_t primary);
 
 }  // namespace vmem::tools

@@ -96,22 +96,53 @@ std::string human_size(std::uint64_t bytes, bool plain) {
   return text;
 }
 
+namespace {
+
+/// Bytes of the character that `text` begins with, as UTF-8 has it; 0: it is none, or one that
+/// steers a terminal (C1 controls, marks of direction).
+std::size_t shown_character(std::string_view text) {
+  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
+  const std::size_t length = byte(0) < 0x80                      ? 1
+                             : byte(0) >= 0xc2 && byte(0) < 0xe0 ? 2
+                             : byte(0) >= 0xe0 && byte(0) < 0xf0 ? 3
+                             : byte(0) >= 0xf0 && byte(0) < 0xf5 ? 4
+                                                                 : 0;
+  if (length == 0 || length > text.size()) return 0;
+  char32_t code = length == 1 ? byte(0) : byte(0) & (0x7fU >> length);
+  for (std::size_t i = 1; i < length; ++i) {
+    if ((byte(i) & 0xc0) != 0x80) return 0;
+    code = code << 6 | (byte(i) & 0x3f);
+  }
+  const bool too_long = (length == 3 && code < 0x800) || (length == 4 && code < 0x10000);
+  const bool none = code > 0x10ffff || (code >= 0xd800 && code < 0xe000);
+  const bool steers = code < 0x20 || (code >= 0x7f && code < 0xa0) || code == 0x200e ||
+                      code == 0x200f || (code >= 0x202a && code <= 0x202e) ||
+                      (code >= 0x2066 && code <= 0x2069);
+  return too_long || none || steers ? 0 : length;
+}
+
+}  // namespace
+
 void append_printable(std::string& text, std::string_view name) {
   const auto odd = [](char c) {
     const auto byte = static_cast<unsigned char>(c);
-    return byte < 0x20 || byte == 0x7f || c == '\\';
+    return byte < 0x20 || byte >= 0x7f || c == '\\';
   };
   while (!name.empty()) {
     const auto at = static_cast<std::size_t>(std::ranges::find_if(name, odd) - name.begin());
     text.append(name.substr(0, at));
-    if (at == name.size()) return;
-    if (name[at] == '\n')
+    name.remove_prefix(at);
+    if (name.empty()) return;
+    const std::size_t character = name[0] == '\\' ? 0 : shown_character(name);
+    if (character != 0)
+      text.append(name.substr(0, character));
+    else if (name[0] == '\n')
       text += "\\n";
-    else if (name[at] == '\\')
+    else if (name[0] == '\\')
       text += "\\\\";
     else
-      text += fmt::format("\\x{:02x}", static_cast<unsigned char>(name[at]));
-    name.remove_prefix(at + 1);
+      text += fmt::format("\\x{:02x}", static_cast<unsigned char>(name[0]));
+    name.remove_prefix(std::max<std::size_t>(character, 1));
   }
 }
 

@@ -53,8 +53,8 @@ class Output {
 void append_size(std::string& text, std::uint64_t bytes, bool plain);
 std::string human_size(std::uint64_t bytes, bool plain);
 
-/// A name for a terminal: control characters as \n or \xNN and a backslash as \\, so that
-/// a file's name cannot steer the terminal or break the table.
+/// A name for a terminal: control characters, marks of direction and what is no UTF-8 as \n or
+/// \xNN and a backslash as \\, so that a file's name cannot steer the terminal or break the table.
 std::string printable(std::string_view name);
 void append_printable(std::string& text, std::string_view name);
 

@@ -62,17 +62,28 @@ bool replace(const std::string& file, mode_t mode, std::string_view text) {
   return false;
 }
 
+/// A descriptor by which this process writes to that file already (/dev/stdout, /dev/fd/3); or -1.
+int own_output(const struct stat& file) {
+  for (int fd = 0; fd < 64; ++fd) {
+    struct stat own{};
+    if (fstat(fd, &own) != 0 || own.st_dev != file.st_dev || own.st_ino != file.st_ino) continue;
+    if ((fcntl(fd, F_GETFL) & O_ACCMODE) != O_RDONLY) return fd;
+  }
+  return -1;
+}
+
 bool write_to(const std::string& file, std::string_view text) {
-  struct stat there{}, own{};
+  struct stat there{};
   if (stat(file.c_str(), &there) != 0) {
     // A link that leads nowhere yet is followed by open() alone.
     if (errno == ENOENT && lstat(file.c_str(), &there) != 0)
       return replace(file, default_mode(), text);
     return write_as_it_is(file, text);
   }
-  if (fstat(STDOUT_FILENO, &own) == 0 && own.st_dev == there.st_dev && own.st_ino == there.st_ino)
-    return write_all(STDOUT_FILENO, text);
-  if (!S_ISREG(there.st_mode)) return write_as_it_is(file, text);
+  if (const int fd = own_output(there); fd >= 0) return write_all(fd, text);
+  // Another's, or one of several names: in its place would be something else.
+  if (!S_ISREG(there.st_mode) || there.st_nlink > 1 || there.st_uid != geteuid())
+    return write_as_it_is(file, text);
   const std::unique_ptr<char, decltype(&std::free)> target(realpath(file.c_str(), nullptr),
                                                            &std::free);
   if (target == nullptr) return false;

@@ -100,6 +100,7 @@ class Primary {
     }));
   }
   const std::string& name() const { return name_; }
+  pid_t pid() const { return child_->pid(); }
   std::filesystem::path folder() const { return directory_.path() / "dpdk" / name(); }
   RunResult audit() const { return run_tool("regaudit", {"dpdk", "-J", "--prefix", name()}); }
 
@@ -191,4 +192,25 @@ TEST_CASE("dpdk: a telemetry that means no good") {
     CHECK(error_form(result.err, "regaudit") == "");
     CHECK(result.err.find("DPDK 26.03") != std::string::npos);
   }
+}
+
+TEST_CASE("dpdk: two primaries of one prefix are told apart; a foreign socket is not believed") {
+  if (!shown_pfns()) return skip_or_fail("pfn", "PFNs are hidden");
+  const Primary good;
+  const Primary bad([](Answers& all, std::uint64_t at) {
+    all["/eal/memseg_info,3,7"] = info(at + 7 * page, 7, at + 8 * page);
+  });
+  const RunResult both = good.audit();
+  CHECK(both.status == 2);
+  CHECK(both.out == "");
+  CHECK(error_form(both.err, "regaudit") == "");
+  CHECK(both.err.find("more than one primary has this prefix") != std::string::npos);
+  const auto one = [](pid_t pid) {
+    return run_tool("regaudit", {"dpdk", "--pid", std::to_string(pid)}).status;
+  };
+  CHECK(one(good.pid()) == 0);
+  CHECK(one(bad.pid()) == 1);
+  // The other's socket in its place: what it tells is of another process.
+  std::filesystem::rename(bad.folder() / "dpdk_telemetry.v2", good.folder() / "dpdk_telemetry.v2");
+  CHECK(one(good.pid()) == 2);
 }
