@@ -151,7 +151,7 @@ struct WalkOptions {
   bool kernel_mappings = true;
   /// What is mapped in the range is hugetlb pages of this size, as its VMAs say: where no scan
   /// tells it (a recorded system), one entry is then read for each. translate() sets it.
-  std::optional<PageSize> hugetlb;
+  std::optional<PageSize> hugetlb = std::nullopt;
   /// Asked now and then, from any of the threads, also while there is nothing to deliver;
   /// true ends the walk as if the sink had. Once true it must stay so.
   bool (*stop)() = nullptr;
