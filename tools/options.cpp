@@ -42,7 +42,9 @@ CLI::Validator whole_number(std::uint64_t first, std::uint64_t last) {
             std::uint64_t number = 0;
             const char* const end = word.data() + word.size();
             const auto read = std::from_chars(word.data(), end, number);
-            if (read.ec == std::errc{} && read.ptr == end && first <= number && number <= last)
+            const bool octal = word.size() > 1 && word[0] == '0';  // for CLI11, not for people
+            if (read.ec == std::errc{} && read.ptr == end && !octal && first <= number &&
+                number <= last)
               return {};
             return last == std::numeric_limits<std::uint64_t>::max()
                        ? fmt::format("{}: not a whole number of {} or more", word, first)

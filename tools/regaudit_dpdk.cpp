@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
 #include <cstdlib>
 #include <filesystem>
@@ -126,6 +127,12 @@ Result<DpdkMemory> read_files(const Instance& instance) {
     auto told = read_telemetry(fmt::format("/proc/{}/root{}", primary, name), primary);
     if (!told && told.error().code == Errc::permission) told = read_telemetry(name, primary);
     if (told || told.error().code == Errc::malformed) return told;
+    memory.error().hint =
+        told.error().code == Errc::not_supported
+            ? "known are 20.11 and 22.11; telemetry serves memory segments from 23.07 on"
+        : told.error().code == Errc::not_found
+            ? "known are 20.11 and 22.11, and the primary has no telemetry socket of its own"
+            : "known are 20.11 and 22.11, and the primary's telemetry socket does not answer";
   }
   memory.error().path = instance.directory + "/" + memory.error().path;
   return memory;
@@ -158,6 +165,9 @@ class Finder {
  public:
   Finder(const SysRoot& root, const RegauditOptions& options, const Messages& messages)
       : root_(root), options_(options), messages_(messages) {}
+
+  /// Whether a primary was found whose files could not be opened; it has been said.
+  bool missed() const { return said_; }
 
   /// The instances that the options name; empty: none, and it has been said.
   std::vector<Instance> find() {
@@ -193,11 +203,10 @@ class Finder {
   /// Opens the files at `directory`: as the process `pid` sees that path, which may have another
   /// root, or other mounts.
   std::optional<SysRoot> open_tree(const std::string& directory, pid_t pid) {
-    if (pid != 0) {
-      auto inside = SysRoot::open(fmt::format("/proc/{}/root{}", pid, directory));
-      if (inside) return std::move(*inside);
-    }
-    auto tree = SysRoot::open(directory);
+    auto tree =
+        SysRoot::open(pid != 0 ? fmt::format("/proc/{}/root{}", pid, directory) : directory);
+    // Without the right to look there: the same path, which is the same folder nearly always.
+    if (!tree && pid != 0 && tree.error().code == Errc::permission) tree = SysRoot::open(directory);
     if (tree) return std::move(*tree);
     said_ = true;
     tree.error().what = "opening DPDK's runtime directory";
@@ -225,9 +234,9 @@ class Finder {
   /// Whether the process's file of that path is the one that is there for us.
   static bool uses(const User& user, const std::string& directory) {
     struct stat ours{}, theirs{};
-    if (stat((directory + "/config").c_str(), &ours) != 0 ||
-        stat(fmt::format("/proc/{}/root{}/config", user.pid, user.directory).c_str(), &theirs) != 0)
-      return true;  // no other one can be looked at
+    if (stat((directory + "/config").c_str(), &ours) != 0) return false;
+    if (stat(fmt::format("/proc/{}/root{}/config", user.pid, user.directory).c_str(), &theirs) != 0)
+      return errno == EACCES || errno == EPERM;  // no other one can be looked at
     return ours.st_dev == theirs.st_dev && ours.st_ino == theirs.st_ino;
   }
 
@@ -274,7 +283,8 @@ class Finder {
     if (!tree) return std::nullopt;
     Instance instance{.directory = options_.directory, .tree = tree, .path = {}, .users = {}};
     for (const User& user : users_) {
-      if (!error && user.directory == real && uses(user, real)) instance.users.push_back(user);
+      if (!error && user.directory == real && (root_.recorded() || uses(user, real)))
+        instance.users.push_back(user);
     }
     if (!instance.users.empty() || !options_.pid.empty()) return instance;
     const auto memory = read_files(instance);
@@ -508,10 +518,11 @@ int run_dpdk(const RegauditOptions& given, const Messages& messages) {
     if (!process) return 2;
     options.pid = std::to_string(process->pid());
   }
-  const std::vector<Instance> instances = Finder{*root, options, messages}.find();
+  Finder finder{*root, options, messages};
+  const std::vector<Instance> instances = finder.find();
   if (instances.empty()) return 2;
   Report report{.mode = "dpdk"};
-  bool failed = false;
+  bool failed = finder.missed();
   for (const Instance& instance : instances) {
     if (interrupted()) break;
     if (!audit_instance(report, options, *root, instance, messages)) failed = true;

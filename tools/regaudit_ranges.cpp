@@ -37,6 +37,8 @@ std::expected<Registration, std::string> parse_line(std::string_view line) {
   auto range = parse_address(std::string(words[0]) + "+" + std::string(words[1]));
   if (!range) return std::unexpected(range.error());
   if (range->form != AddressExpression::Form::range) return std::unexpected("not VA LEN [KEY]");
+  // 2^64 has no value, so it would be told as a byte less.
+  if (range->end.value == UINT64_MAX) return std::unexpected("no process has memory up there");
   Registration r{.range = {range->start, range->end}};
   if (words.size() == 3) r.key = words[2];
   return r;

@@ -81,14 +81,17 @@ class Telemetry {
 
  private:
   Result<json> receive() {
-    // For all that one run asks, of however many primaries.
-    static const auto end = std::chrono::steady_clock::now() + patience;
-    if (std::chrono::steady_clock::now() > end)
+    // Spent waiting in this run, for however many primaries; what is done between is not theirs.
+    static std::chrono::steady_clock::duration waited{};
+    if (waited > patience)
       return std::unexpected(failed("reading DPDK's telemetry", path_, ETIMEDOUT));
+    const auto start = std::chrono::steady_clock::now();
     const ssize_t n = recv(socket_.get(), buffer_.data(), buffer_.size(), MSG_TRUNC);
+    const int error = errno;
+    waited += std::chrono::steady_clock::now() - start;
     if (n < 0) {
       return std::unexpected(
-          failed("reading DPDK's telemetry", path_, errno == EAGAIN ? ETIMEDOUT : errno));
+          failed("reading DPDK's telemetry", path_, error == EAGAIN ? ETIMEDOUT : error));
     }
     if (static_cast<std::size_t>(n) > buffer_.size()) return std::unexpected(malformed());
     auto answer =

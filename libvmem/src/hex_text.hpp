@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: MIT
-/// Hexadecimal numbers as the kernel prints them (lower case), many digits at a time.
+/// Hexadecimal numbers as the kernel prints them (lower case): read many digits at a time, and
+/// written.
 #pragma once
 
 #include <bit>
+#include <charconv>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
+#include <string>
 
 #if defined(__SSE2__) && defined(__x86_64__)
 #include <emmintrin.h>
@@ -76,6 +80,12 @@ inline std::uint64_t hex_number(const char* p, unsigned count, std::uint64_t& ba
 #else
   return hex_number_plain(p, count, bad);
 #endif
+}
+
+/// "0x7f00": for messages.
+inline std::string hex_text(std::uint64_t value) {
+  char digits[16];
+  return "0x" + std::string(digits, std::to_chars(digits, std::end(digits), value, 16).ptr);
 }
 
 }  // namespace vmem

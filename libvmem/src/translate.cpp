@@ -206,7 +206,7 @@ class Walk {
 
   /// A live kernel tells huge leaves itself.
   std::optional<PageSize> recorded_hugetlb(const Vma& vma) {
-    if (live_ || asked(vma).bytes() < large_bytes) return {};
+    if (live_ || !options_.whole_hugetlb || asked(vma).bytes() < large_bytes) return {};
     return inspector_.hugetlb_page_size(vma);
   }
 

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <utility>
 
 #include "extent_builder.hpp"
@@ -47,39 +46,6 @@ std::string cache_text(CacheSet set, CacheAttribute instead) {
     text += to_string(static_cast<CacheAttribute>(i));
   }
   return text.empty() ? "what this architecture has none of" : text;
-}
-
-std::string hex(std::uint64_t value) {
-  char digits[16];
-  return "0x" + std::string(digits, std::to_chars(digits, std::end(digits), value, 16).ptr);
-}
-
-/// Cached runs conflict where these differ.
-enum class CacheGroup : std::uint8_t { unknown, uncached, combining, through, protect, back };
-constexpr std::size_t cache_groups = static_cast<std::size_t>(CacheGroup::back) + 1;
-
-CacheGroup group_of(CacheAttribute cache) {
-  switch (cache) {
-    case CacheAttribute::unknown:
-      return CacheGroup::unknown;
-    case CacheAttribute::uc:
-    case CacheAttribute::uc_minus:
-    case CacheAttribute::device_ngnrne:
-    case CacheAttribute::device_ngnre:
-      return CacheGroup::uncached;
-    case CacheAttribute::wc:
-    case CacheAttribute::normal_nc:
-      return CacheGroup::combining;
-    case CacheAttribute::wt:
-      return CacheGroup::through;
-    case CacheAttribute::wp:
-      return CacheGroup::protect;
-    case CacheAttribute::wb:
-    case CacheAttribute::normal:
-    case CacheAttribute::normal_tagged:
-      return CacheGroup::back;
-  }
-  return CacheGroup::unknown;
 }
 
 /// What judging takes besides the pages: looked up once, when a page first asks.
@@ -637,22 +603,6 @@ std::vector<Finding> page_failures(const CheckResult& result) {
 
 }  // namespace
 
-void CheckResult::add(Finding finding) {
-  if (is_failure(finding.kind))
-    verdict = Verdict::fail;
-  else if (verdict == Verdict::pass)
-    verdict = Verdict::unverified;
-  if (findings.size() < most_findings) {
-    findings.push_back(std::move(finding));
-    return;
-  }
-  ++more_findings;
-  if (!is_failure(finding.kind)) return;
-  const auto unjudged =
-      std::ranges::find_if(findings, [](const Finding& f) { return !is_failure(f.kind); });
-  if (unjudged != findings.end()) *unjudged = std::move(finding);
-}
-
 std::vector<CheckResult> check_mappings(const Process& process, Translator& translator,
                                         VmaInspector& inspector, WindowSources& sources,
                                         std::span<const MappingCheck> checks,
@@ -696,98 +646,6 @@ std::vector<CheckResult> check_mappings(const Process& process, Translator& tran
     which = std::move(differing);
   }
   return results;
-}
-
-void find_overlaps(std::span<const ResultOf> results) {
-  struct Entry {
-    const CachedRun* run;
-    std::size_t owner;
-    CacheGroup group;
-  };
-  std::vector<Entry> entries;
-  for (std::size_t i = 0; i < results.size(); ++i) {
-    for (const CachedRun& run : results[i].result->cached)
-      entries.push_back({&run, i, group_of(run.cache)});
-  }
-  std::ranges::sort(entries, {}, [](const Entry& e) { return e.run->range.start; });
-
-  // What each group covers, as disjoint pieces, each of some entry that is the example.
-  struct Piece {
-    PaRange range;
-    const Entry* entry;
-  };
-  std::array<std::vector<Piece>, cache_groups> covered;
-  for (const Entry& entry : entries) {
-    std::vector<Piece>& pieces = covered[static_cast<std::size_t>(entry.group)];
-    PaRange range = entry.run->range;
-    if (!pieces.empty()) range.start = std::max(range.start, pieces.back().range.end);
-    if (range.start < range.end) pieces.push_back({range, &entry});
-  }
-  for (const Entry& entry : entries) {
-    CheckResult& result = *results[entry.owner].result;
-    const PaRange mine = entry.run->range;
-    for (std::size_t group = 0; group < cache_groups; ++group) {
-      if (group == static_cast<std::size_t>(entry.group)) continue;
-      const std::vector<Piece>& pieces = covered[group];
-      auto piece = std::ranges::upper_bound(pieces, mine.start, {},
-                                            [](const Piece& p) { return p.range.end; });
-      for (; piece != pieces.end() && piece->range.start < mine.end; ++piece) {
-        const PhysAddr start = std::max(mine.start, piece->range.start);
-        const CachedRun& theirs = *piece->entry->run;
-        result.add({.kind = FindingKind::overlap,
-                    .va = entry.run->va + (start - mine.start),
-                    .bytes = std::min(mine.end, piece->range.end) - start,
-                    .expected = {},
-                    .actual = start,
-                    .detail = std::string(to_string(entry.run->cache)) + ", but " +
-                              std::string(to_string(theirs.cache)) + " in process " +
-                              std::to_string(results[piece->entry->owner].pid) + " at " +
-                              hex((theirs.va + (start - theirs.range.start)).value)});
-      }
-    }
-  }
-}
-
-std::string_view to_string(FindingKind kind) {
-  switch (kind) {
-    case FindingKind::outside_window:
-      return "outside-window";
-    case FindingKind::wrong_address:
-      return "wrong-address";
-    case FindingKind::hole:
-      return "hole";
-    case FindingKind::wrong_perms:
-      return "wrong-perms";
-    case FindingKind::wrong_cache:
-      return "wrong-cache";
-    case FindingKind::wrong_leaf:
-      return "wrong-leaf";
-    case FindingKind::wrong_node:
-      return "wrong-node";
-    case FindingKind::wrong_flags:
-      return "wrong-flags";
-    case FindingKind::not_device:
-      return "not-device";
-    case FindingKind::overlap:
-      return "overlap";
-    case FindingKind::unseen:
-      return "unseen";
-    case FindingKind::changed:
-      return "changed";
-  }
-  return "unseen";
-}
-
-std::string_view to_string(Verdict verdict) {
-  switch (verdict) {
-    case Verdict::pass:
-      return "pass";
-    case Verdict::fail:
-      return "fail";
-    case Verdict::unverified:
-      return "unverified";
-  }
-  return "unverified";
 }
 
 }  // namespace vmem

@@ -7,6 +7,7 @@
 
 #include "device_paths.hpp"
 #include "errors.hpp"
+#include "hex_text.hpp"
 #include "vmem/window.hpp"
 
 namespace vmem {
@@ -15,11 +16,6 @@ namespace {
 /// vfio-pci's mmap offsets: VFIO_PCI_OFFSET_SHIFT in include/linux/vfio_pci_core.h.
 constexpr unsigned vfio_region_shift = 40;
 constexpr std::uint64_t vfio_offset_mask = (std::uint64_t{1} << vfio_region_shift) - 1;
-
-std::string hex(std::uint64_t value) {
-  char digits[16];
-  return "0x" + std::string(digits, std::to_chars(digits, std::end(digits), value, 16).ptr);
-}
 
 std::optional<unsigned> whole_number(std::string_view text) {
   unsigned value = 0;
@@ -168,7 +164,7 @@ bool names(std::string_view glob, std::string_view path) {
 }  // namespace
 
 Window Window::literal(PaRange range, PageSize page_size) {
-  const std::string text = hex(range.start.value) + "+" + hex(range.bytes());
+  const std::string text = hex_text(range.start.value) + "+" + hex_text(range.bytes());
   return {.kind = Kind::physical,
           .ranges = whole_pages({range}, page_size, false),
           .device = false,

@@ -31,6 +31,14 @@ struct PlainRun {
   unsigned type = 0, bits = 0;
   std::uint64_t end() const { return va + pages * base_page; }
   bool counts_up() const { return state == "resident" || state == "swapped"; }
+  /// The number of the page at `at`, which lies in it.
+  std::uint64_t value_at(std::uint64_t at) const {
+    return value + (counts_up() ? (at - va) / base_page : 0);
+  }
+  /// Both tell the same of the page at `at`.
+  bool agrees_at(std::uint64_t at, const PlainRun& other) const {
+    return state == other.state && value_at(at) == other.value_at(at) && bits == other.bits;
+  }
 };
 
 struct PlainVma {
@@ -273,15 +281,11 @@ inline Comparison compare(const std::vector<PlainVma>& plain, const std::vector<
         c.pages += pages;
         c.resident += first->state == "resident" ? pages : 0;
         if (!agrees(*first, smaps[i], extent, va)) {
-          const auto value = [&](const PlainRun& r) {
-            return r.value + (r.counts_up() ? (va - r.va) / base_page : 0);
-          };
-          if (first->state != second->state || value(*first) != value(*second) ||
-              first->bits != second->bits) {
+          if (!first->agrees_at(va, *second)) {
             c.moved += pages;
           } else {
             c.faults.push_back("page " + hex(va) + " of " + plain[i].rest + ": plain " +
-                               first->state + " " + hex(value(*first)) + " bits " +
+                               first->state + " " + hex(first->value_at(va)) + " bits " +
                                std::to_string(first->bits) + "; library " + describe(extent));
           }
         }

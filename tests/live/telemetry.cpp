@@ -191,6 +191,7 @@ TEST_CASE("dpdk: a telemetry that means no good") {
     CHECK(result.status == 2);
     CHECK(error_form(result.err, "regaudit") == "");
     CHECK(result.err.find("DPDK 26.03") != std::string::npos);
+    CHECK(result.err.find("telemetry") != std::string::npos);
   }
 }
 

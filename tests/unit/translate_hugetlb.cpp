@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// Recorded hugetlb mappings, of which one entry is read for each page: what comes out must be what
-/// every entry says.
+/// Recorded hugetlb mappings, of which one entry may be read for each page: what comes out must be
+/// what every entry says.
 #include <cstdio>
 
 #include "support/catch.hpp"
@@ -47,6 +47,7 @@ std::vector<EntryRun> pages(std::uint64_t first, std::uint64_t count, std::uint6
 std::vector<std::string> told(const Recorded& tree, VaRange range, bool every_page) {
   WalkOptions options;
   options.every_page = every_page;
+  options.whole_hugetlb = true;
   std::vector<std::string> lines;
   for (const VmaExtent& e : translate_range(tree.process(1), range, options)) {
     lines.push_back(describe(e.extent, PageSize{page}));
@@ -61,9 +62,9 @@ TEST_CASE("recorded hugetlb: every page, its leaf size, and the holes between th
   std::vector<EntryRun> entries = pages(0, 10, huge);
   for (const EntryRun& run : pages(20, 44, huge)) entries.push_back(run);
   const Recorded tree(hugetlb(64 * huge, huge, entries));
-  for (const bool every_page : {false, true}) {
-    const auto extents =
-        translate_range(tree.process(1), {{base}, {base + 64 * huge}}, {.every_page = every_page});
+  for (const WalkOptions& options : {WalkOptions{}, WalkOptions{.whole_hugetlb = true},
+                                     WalkOptions{.every_page = true, .whole_hugetlb = true}}) {
+    const auto extents = translate_range(tree.process(1), {{base}, {base + 64 * huge}}, options);
     REQUIRE(extents.size() == 55);
     std::uint64_t at = base;
     for (const VmaExtent& e : extents) {
@@ -86,8 +87,8 @@ TEST_CASE("recorded hugetlb: every page, its leaf size, and the holes between th
 
 TEST_CASE("recorded hugetlb: a range that begins and ends within pages") {
   const Recorded tree(hugetlb(64 * huge, huge, pages(0, 64, huge)));
-  const auto extents =
-      translate_range(tree.process(1), {{base + 3 * page}, {base + 62 * huge + 7 * page}});
+  const auto extents = translate_range(
+      tree.process(1), {{base + 3 * page}, {base + 62 * huge + 7 * page}}, {.whole_hugetlb = true});
   REQUIRE(extents.size() == 63);
   CHECK(extents.front().extent.pfn.value == 2 * 512 + 3);
   CHECK(extents.front().extent.bytes == huge - 3 * page);
@@ -110,12 +111,30 @@ TEST_CASE("recorded hugetlb: what no page of that size can look like is read ent
   entries[8].pages = 511;
   entries[12].first += 1;
   const Recorded tree(hugetlb(64 * huge, huge, entries));
-  const auto eight = translate_range(tree.process(1), {{base + 8 * huge}, {base + 64 * huge}});
+  const auto eight = translate_range(tree.process(1), {{base + 8 * huge}, {base + 64 * huge}},
+                                     {.whole_hugetlb = true});
   REQUIRE(eight.size() == 57);
   CHECK(eight[0].extent.bytes == huge - page);
   CHECK(eight[1].extent.state == PageState::absent);
   CHECK(eight[1].extent.bytes == page);
   CHECK(eight[5].extent.pfn.value == 13 * 512 + 512 + 1);
+}
+
+TEST_CASE("recorded hugetlb: a frame within a page that is another one is seen, unless not asked") {
+  auto entries = pages(0, 64, huge);
+  entries[7].pages = 100;
+  entries.push_back({.va = base + 7 * huge + 100 * page, .first = mine | 0x999999, .step = 0});
+  entries.push_back({.va = base + 7 * huge + 101 * page,
+                     .pages = 411,
+                     .first = (mine | ((7 ^ 1) + 1) * 512) + 101,
+                     .step = 1});
+  const Recorded tree(hugetlb(64 * huge, huge, entries));
+  const VaRange all{{base}, {base + 64 * huge}};
+  const auto seen = translate_range(tree.process(1), all);
+  REQUIRE(seen.size() == 66);
+  CHECK(seen[8].extent.pfn.value == 0x999999);
+  CHECK(seen[8].extent.bytes == page);
+  CHECK(translate_range(tree.process(1), all, {.whole_hugetlb = true}).size() == 64);
 }
 
 TEST_CASE("recorded hugetlb: a record that ends early says so, wherever it ends") {
@@ -127,8 +146,9 @@ TEST_CASE("recorded hugetlb: a record that ends early says so, wherever it ends"
     auto translator = open_translator(process);
     REQUIRE(translator);
     VmaInspector inspector(process);
-    const auto read = translate(process, **translator, inspector, {{base}, {base + 64 * huge}}, {},
-                                [](const Vma*, const Extent&) { return true; });
+    const auto read =
+        translate(process, **translator, inspector, {{base}, {base + 64 * huge}},
+                  {.whole_hugetlb = true}, [](const Vma*, const Extent&) { return true; });
     REQUIRE_FALSE(read);
     CHECK(read.error().code == Errc::malformed);
   }

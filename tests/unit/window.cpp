@@ -448,65 +448,61 @@ TEST_CASE("overlaps: uncached kinds agree, and each of many mappings is told") {
   CHECK(results[3].verdict == Verdict::pass);
 }
 
-TEST_CASE("findings have a bound, and what is beyond it is counted") {
-  std::string maps =
-      "100000000000-110000000000 rw-s 00000000 00:05 10                     /dev/big\n";
-  const Recorded recorded{one_process(maps)};
+namespace {
+
+constexpr std::uint64_t big = 0x100000000000;
+
+/// A mapping from `big` on that begins with `runs`; the rest of its 16 TiB is `rest`. It must lie
+/// at `base`.
+CheckResult judge_big(std::vector<Extent> runs, PageState rest) {
+  const VirtAddr end = runs.back().end(), last{big + (std::uint64_t{1} << 44)};
+  const Recorded recorded{one_process(
+      "100000000000-200000000000 rw-s 00000000 00:05 10                     /dev/big\n")};
   const Process process = recorded.process(1);
   VmaInspector inspector{process};
   WindowSources sources{recorded.root()};
   const auto vmas = read_vmas(process);
   REQUIRE(vmas);
   PagedMemory memory;
-  // Every other page is missing.
-  for (std::uint64_t i = 0; i < 3 * most_findings; ++i) {
-    Extent e{.va = {0x100000000000 + i * page}, .bytes = page, .state = PageState::absent};
-    if (i % 2 == 0) {
-      e.state = PageState::resident;
-      e.pfn = {base / page + i};
-    }
-    memory.runs.push_back(e);
-  }
-  const VirtAddr end = memory.runs.back().end();
-  memory.runs.push_back(
-      {.va = end, .bytes = VirtAddr{0x110000000000} - end, .state = PageState::absent});
+  memory.runs = std::move(runs);
+  memory.runs.push_back({.va = end, .bytes = last - end, .state = rest});
   const Check check = window_check(base, std::uint64_t{1} << 44);
   const MappingCheck one{&check, &(*vmas)[0]};
-  const auto results = check_mappings(process, memory, inspector, sources, {&one, 1}, {});
-  CHECK(results[0].findings.size() == most_findings);
-  CHECK(results[0].more_findings == most_findings / 2 + 1);  // and the rest of the mapping
-  CHECK(results[0].pages_ok == 3 * most_findings / 2);
+  return check_mappings(process, memory, inspector, sources, {&one, 1}, {}).at(0);
+}
+
+/// Of `pages` pages every other one is where it must be, the others are in `state`.
+std::vector<Extent> every_other(std::uint64_t pages, PageState state) {
+  std::vector<Extent> runs;
+  for (std::uint64_t i = 0; i < pages; ++i) {
+    runs.push_back({.va = {big + i * page}, .bytes = page, .state = state});
+    if (i % 2 != 0) continue;
+    runs.back().state = PageState::resident;
+    runs.back().pfn = {base / page + i};
+  }
+  return runs;
+}
+
+}  // namespace
+
+TEST_CASE("findings have a bound, and what is beyond it is counted") {
+  const CheckResult result =
+      judge_big(every_other(3 * most_findings, PageState::absent), PageState::absent);
+  CHECK(result.findings.size() == most_findings);
+  CHECK(result.more_findings == most_findings / 2 + 1);  // and the rest of the mapping
+  CHECK(result.pages_ok == 3 * most_findings / 2);
 }
 
 TEST_CASE("a failure beyond more findings than are kept still fails the check") {
-  const Recorded recorded{one_process(
-      "100000000000-110000000000 rw-s 00000000 00:05 10                     /dev/big\n")};
-  const Process process = recorded.process(1);
-  VmaInspector inspector{process};
-  WindowSources sources{recorded.root()};
-  const auto vmas = read_vmas(process);
-  REQUIRE(vmas);
-  PagedMemory memory;
-  for (std::uint64_t i = 0; i < 2 * most_findings + 2; ++i) {
-    Extent e{.va = {0x100000000000 + i * page},
-             .bytes = page,
-             .state = i % 2 == 0 ? PageState::resident : PageState::hidden};
-    if (i % 2 == 0) e.pfn = {base / page + i};
-    memory.runs.push_back(e);
-  }
-  Extent last{.va = memory.runs.back().end(), .bytes = page, .state = PageState::absent};
-  memory.runs.push_back(last);
-  const VirtAddr end = memory.runs.back().end();
-  memory.runs.push_back(
-      {.va = end, .bytes = VirtAddr{0x110000000000} - end, .state = PageState::hidden});
-  const Check check = window_check(base, std::uint64_t{1} << 44);
-  const MappingCheck one{&check, &(*vmas)[0]};
-  const auto results = check_mappings(process, memory, inspector, sources, {&one, 1}, {});
-  CHECK(results[0].verdict == Verdict::fail);
-  CHECK(results[0].findings.size() == most_findings);
-  CHECK(results[0].more_findings == 3);
-  CHECK(results[0].findings.back().kind == FindingKind::hole);
-  CHECK(results[0].findings.back().va == last.va);
+  auto runs = every_other(2 * most_findings + 2, PageState::hidden);
+  const VirtAddr hole = runs.back().end();
+  runs.push_back({.va = hole, .bytes = page, .state = PageState::absent});
+  const CheckResult result = judge_big(std::move(runs), PageState::hidden);
+  CHECK(result.verdict == Verdict::fail);
+  CHECK(result.findings.size() == most_findings);
+  CHECK(result.more_findings == 3);
+  CHECK(result.findings.back().kind == FindingKind::hole);
+  CHECK(result.findings.back().va == hole);
 
   CheckResult full;
   for (std::size_t i = 0; i < most_findings + 1; ++i) full.add({.kind = FindingKind::unseen});

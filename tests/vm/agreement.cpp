@@ -87,11 +87,8 @@ void against_plain(const std::vector<PlainVma>& plain, const std::vector<PlainVm
         tally.pages += pages;
         tally.resident += extent.state == PageState::resident ? pages : 0;
         tally.swapped += extent.state == PageState::swapped ? pages : 0;
-        const auto value = [&](const PlainRun& r) {
-          return r.value + (r.counts_up() ? (va - r.va) / base_page : 0);
-        };
         const std::string where = " " + hex(va) + " of " + plain[i].rest + ": plain " +
-                                  first->state + " " + hex(value(*first)) + "; " +
+                                  first->state + " " + hex(first->value_at(va)) + "; " +
                                   std::string(to_string(source.backend())) + " " + describe(extent);
         if (source.sees_pfnmap() && smaps[i].has("pf")) {
           // pagemap is blind here: these are held against each other below.
@@ -99,8 +96,7 @@ void against_plain(const std::vector<PlainVma>& plain, const std::vector<PlainVm
           if (extent.state != PageState::resident && extent.state != PageState::absent)
             tally.faults.push_back("pfnmap" + where);
         } else if (!agrees(*first, smaps[i], extent, va, source.known_bits())) {
-          if (first->state != second->state || value(*first) != value(*second) ||
-              first->bits != second->bits) {
+          if (!first->agrees_at(va, *second)) {
             tally.moved += pages;
           } else {
             tally.faults.push_back("page" + where);
@@ -187,6 +183,18 @@ std::string check_address(const Process& process, Source& source, std::uint64_t 
   return good ? "" : name + " of " + hex(va) + ": " + describe(e);
 }
 
+/// Whether two plain readings tell the same of the page at `va`.
+bool same_page(const std::vector<PlainVma>& a, const std::vector<PlainVma>& b, std::uint64_t va) {
+  const auto run = [&](const std::vector<PlainVma>& vmas) -> const PlainRun* {
+    const auto vma = std::find_if(vmas.begin(), vmas.end(),
+                                  [&](const PlainVma& v) { return v.start <= va && va < v.end; });
+    return vma == vmas.end() ? nullptr : run_at(*vma, va / base_page * base_page);
+  };
+  const PlainRun* const x = run(a);
+  const PlainRun* const y = run(b);
+  return x == nullptr || y == nullptr ? x == y : x->agrees_at(va, *y);
+}
+
 /// Addresses one by one, of VMAs and between them, to the byte.
 void check_addresses(const Process& process, std::vector<Source>& sources,
                      const std::vector<PlainVma>& plain, const std::vector<PlainSmaps>& smaps,
@@ -215,9 +223,15 @@ void check_addresses(const Process& process, std::vector<Source>& sources,
     for (Source& source : sources) {
       ++tally.pages;
       std::string fault = check_address(process, source, va, plain, smaps);
-      // A page may have changed since: another process that shared it has made its own copy.
-      for (int again = 0; again < 3 && !fault.empty(); ++again)
-        fault = check_address(process, source, va, plain_read(process.pid()), smaps);
+      // Where a plain read finds the page changed, too (another process that shared it has made its
+      // own copy), it is asked about again.
+      auto before = plain;
+      for (int again = 0; again < 3 && !fault.empty(); ++again) {
+        auto now = plain_read(process.pid());
+        if (same_page(before, now, va)) break;
+        fault = check_address(process, source, va, now, smaps);
+        before = std::move(now);
+      }
       if (!fault.empty()) tally.faults.push_back(fault);
     }
   }

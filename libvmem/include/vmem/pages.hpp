@@ -141,7 +141,7 @@ struct WalkOptions {
   /// 1 or 2. With 2 a second thread shares the reading once a walk proves long.
   unsigned threads = 1;
   /// Read the entry of every page, also in huge leaves: no leaf_sampled extents. (Of a hugetlb
-  /// page one entry says all.)
+  /// page a live kernel says all by one entry.)
   bool every_page = false;
   /// All page_bits are wanted. Where they are not, a source that knows fewer may serve.
   bool page_bits = true;
@@ -149,8 +149,11 @@ struct WalkOptions {
   /// milliseconds to open. Nobody but the kernel has a use for it. Without this it is `unseen`
   /// there, unless page tables are open for another mapping.
   bool kernel_mappings = true;
-  /// What is mapped in the range is hugetlb pages of this size, as its VMAs say: where no scan
-  /// tells it (a recorded system), one entry is then read for each. translate() sets it.
+  /// Of a hugetlb page one entry is read, as of a live kernel's, also where a recorded system's
+  /// are many: what the record says of the page's other frames, which no kernel can have put
+  /// elsewhere (mm/hugetlb.c: it is one folio), is not looked at. Mappings of 64 MiB and more.
+  bool whole_hugetlb = false;
+  /// The size of the hugetlb pages that the range is mapped by. translate() sets it.
   std::optional<PageSize> hugetlb = std::nullopt;
   /// Asked now and then, from any of the threads, also while there is nothing to deliver;
   /// true ends the walk as if the sink had. Once true it must stay so.

@@ -149,7 +149,7 @@ VMEM_EXPORT LockLimits read_lock_limits(const Process& process);
 struct AuditOptions {
   /// Ask what registering would meet: absent and swapped pages are then brought in by it (info).
   bool planned = false;
-  WalkOptions walk = {.every_page = true};
+  WalkOptions walk = {.every_page = true, .whole_hugetlb = true};
 };
 
 /// Judges registrations of one process, in any order, overlapping or not; the answers are in the
