@@ -12,6 +12,7 @@
 #include <immintrin.h>
 #endif
 #ifdef __x86_64__
+#include <cpuid.h>
 #define VMEM_AVX2 1
 #endif
 
@@ -374,6 +375,25 @@ struct Stretch {
   std::uint64_t low = 0, high = 0;
 };
 
+#ifdef VMEM_AVX2
+/// Whether the CPU has AVX2 and the kernel saves its registers (Intel SDM vol. 1, 14.7.1). Not
+/// __builtin_cpu_supports: libgcc then runs a dozen CPUID before main(), and each traps in a
+/// virtual machine, which a lookup that reads no page table would pay, too.
+bool cpu_has_avx2() {
+  static const bool answer = [] {
+    constexpr unsigned leaf_features = 1, leaf_extended = 7;
+    constexpr unsigned xmm_and_ymm = 6;
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (__get_cpuid(leaf_features, &a, &b, &c, &d) == 0 || (c & bit_OSXSAVE) == 0) return false;
+    unsigned low = 0, high = 0;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    if ((low & xmm_and_ymm) != xmm_and_ymm) return false;
+    return __get_cpuid_count(leaf_extended, 0, &a, &b, &c, &d) != 0 && (b & bit_AVX2) != 0;
+  }();
+  return answer;
+}
+#endif
+
 /// Compares leaves with their neighbours. The frames of a process jump where it cannot be foreseen,
 /// and so do accessed bits where the kernel samples them: nothing here branches on either.
 class Comparison {
@@ -388,7 +408,7 @@ class Comparison {
   /// Looks at up to `most` (1 to 64) entries; at[-1] is the leaf before them.
   Stretch look(const std::uint64_t* at, std::size_t most) const {
 #ifdef VMEM_AVX2
-    if (__builtin_cpu_supports("avx2")) return look_avx2(at, most);
+    if (cpu_has_avx2()) return look_avx2(at, most);
 #endif
     return look_plain(at, most);
   }
