@@ -34,7 +34,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     std::advance(file, data[0] % files.size());
     std::string& text = file->second;
     if (text.empty()) continue;
-    const std::size_t at = (data[1] | data[2] << 8 | data[3] << 16) % text.size();
+    const std::size_t at =
+        (data[1] | std::size_t{data[2]} << 8 | std::size_t{data[3]} << 16) % text.size();
     if ((data[0] & 0x80) != 0)
       text.resize(at);
     else
