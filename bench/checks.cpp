@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 /// Judging mappings: what the sweep itself costs, on page tables of the benchmark's making, so that
 /// nothing is read. A 1 TiB mapping of 2 MiB leaves, all in one run and each for itself; 10,000
-/// checks of 1,000 mappings.
+/// checks of 1,000 mappings. And the 1 TiB of a recorded system, which is opened and read each
+/// time.
 #include <benchmark/benchmark.h>
 
 #include <string>
@@ -101,6 +102,40 @@ void each_leaf(benchmark::State& state) {
   judge(state, tree, extents, {check}, 1);
 }
 BENCHMARK(each_leaf)->Name("mapcheck/1TiB-each-leaf")->Unit(benchmark::kMillisecond);
+
+/// The tree is opened, parsed and judged.
+void recorded(benchmark::State& state, std::uint64_t apart, bool scatter) {
+  Tree tree{tib_maps};
+  {
+    auto file = tree.file("proc/1/extents");
+    file << "vmem-extents 1 kmod\n" << std::hex;
+    const std::uint64_t step = apart != 0 ? huge : tib;
+    for (std::uint64_t i = 0; i < tib / step; ++i) {
+      file << tib_va + i * step << " 0x" << step / page << " pfn=0x"
+           << (base + (i ^ apart) * step) / page << " leaf=2097152 cache=uc-\n";
+    }
+    file << "end\n";
+  }
+  Check check = window_check(base, tib);
+  check.scatter = scatter;
+  for (auto _ : state) {
+    const auto process = tree.root().process(1);
+    const auto vmas = process ? read_vmas(*process) : std::unexpected(process.error());
+    if (!vmas) return state.SkipWithError("no recorded process");
+    const auto translator = open_translator(*process);
+    if (!translator) return state.SkipWithError("no recorded extents");
+    const std::vector<MappingCheck> asked{{&check, &vmas->front()}};
+    VmaInspector inspector{*process};
+    WindowSources sources{tree.root()};
+    const auto results = check_mappings(*process, **translator, inspector, sources, asked, {});
+    if (results.size() != 1 || results.front().verdict != Verdict::pass)
+      return state.SkipWithError("a check does not pass");
+  }
+}
+void recorded_window(benchmark::State& state) { recorded(state, 0, false); }
+void recorded_leaves(benchmark::State& state) { recorded(state, 1, true); }
+BENCHMARK(recorded_window)->Name("mapcheck/1TiB-recorded")->Unit(benchmark::kMillisecond);
+BENCHMARK(recorded_leaves)->Name("mapcheck/1TiB-recorded-scatter")->Unit(benchmark::kMillisecond);
 
 void many_checks(benchmark::State& state) {
   std::string maps;

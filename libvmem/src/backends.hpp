@@ -13,5 +13,7 @@ Result<std::unique_ptr<Translator>> open_pagemap(const Process& process);
 /// says what is missing.
 Result<std::unique_ptr<Translator>> open_bpf(const Process& process);
 Result<std::unique_ptr<Translator>> open_kmod(const Process& process);
+/// proc/PID/extents of a recorded system (recorded_extents.hpp). Errors: not_found, malformed.
+Result<std::unique_ptr<Translator>> open_recorded_extents(const Process& process);
 
 }  // namespace vmem

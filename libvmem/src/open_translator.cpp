@@ -119,13 +119,36 @@ Translator& Translator::for_walk(std::uint64_t, const WalkOptions&) { return *th
 Translator* Translator::page_tables() { return sees_pfnmap() ? this : nullptr; }
 const Error* Translator::why_blind() const { return nullptr; }
 
+namespace {
+
+/// Of a recorded system: pagemap, or the extents that stand in its place.
+Result<std::unique_ptr<Translator>> open_recorded(const Process& process) {
+  auto extents = open_recorded_extents(process);
+  if (!extents && extents.error().code == Errc::not_found) return open_pagemap(process);
+  if (extents && process.open_file("pagemap")) {
+    return std::unexpected(Error{.code = Errc::malformed,
+                                 .what = "opening recorded extents",
+                                 .path = process.path("extents"),
+                                 .hint = "there is a pagemap, too: which one holds?"});
+  }
+  return extents;
+}
+
+}  // namespace
+
 Result<std::unique_ptr<Translator>> open_translator(const Process& process, Backend backend) {
-  if (process.root().recorded() && backend != Backend::pagemap) {
+  if (process.root().recorded()) {
+    auto recorded = open_recorded(process);
+    if (!recorded || (*recorded)->backend() == backend) return recorded;
+    const bool tables = (*recorded)->sees_pfnmap();
     return std::unexpected(
         Error{.code = Errc::not_supported,
-              .what = backend == Backend::bpf ? "backend bpf" : "backend kmod",
+              .what = backend == Backend::bpf    ? "backend bpf"
+                      : backend == Backend::kmod ? "backend kmod"
+                                                 : "backend pagemap",
               .path = {},
-              .hint = "a recorded system has no page tables: use --backend pagemap"});
+              .hint = tables ? "this was recorded from page tables: use --backend auto"
+                             : "a recorded system has no page tables: use --backend pagemap"});
   }
   switch (backend) {
     case Backend::pagemap:
@@ -139,7 +162,7 @@ Result<std::unique_ptr<Translator>> open_translator(const Process& process, Back
 }
 
 Result<std::unique_ptr<Translator>> open_translator(const Process& process) {
-  auto pagemap = open_pagemap(process);
+  auto pagemap = process.root().recorded() ? open_recorded(process) : open_pagemap(process);
   if (!pagemap) return pagemap;
   return std::make_unique<Automatic>(process, std::move(*pagemap));
 }

@@ -132,6 +132,36 @@ TEST_CASE("a captured process reads as the live one") {
   CHECK(shown.status == 0);
 }
 
+TEST_CASE("page tables that were captured read as the live ones") {
+  const auto live = SysRoot::live();
+  REQUIRE(live);
+  const StoppedChild child;
+  const auto is = live->process(child.pid());
+  REQUIRE(is);
+  const auto tables = open_translator(*is, Backend::bpf);
+  if (!tables) return skip_or_fail("bpf", to_string(tables.error()));
+  if (access("/usr/bin/python3", X_OK) != 0) return skip_or_fail("real", "needs python3");
+  const TempDir directory;
+  const std::string fixture = directory.string() + "/it";
+  const RunResult captured = run({script(), "--backend", "bpf", "--vtop", VMEM_TOOLS_PATH "/vtop",
+                                  std::to_string(child.pid()), fixture});
+  CAPTURE(captured.err);
+  REQUIRE(captured.status == 0);
+  write_tree(load_fixture(fixture), directory / "tree");
+  const auto results = [](const RunResult& shown) {
+    CAPTURE(shown.err);
+    CHECK(shown.status == 0);
+    const std::size_t at = shown.out.find("\"results\"");
+    REQUIRE(at != std::string::npos);
+    return shown.out.substr(at);
+  };
+  const std::string pid = std::to_string(child.pid());
+  const std::string was =
+      results(run_vtop({"--sysroot", (directory / "tree").string(), "-J", pid}));
+  CHECK(was == results(run_vtop({"--backend", "bpf", "-J", pid})));
+  CHECK(was.find("\"cache\":\"wb\"") != std::string::npos);
+}
+
 TEST_CASE("a running process is stopped for the capture only") {
   if (geteuid() != 0 || access("/usr/bin/python3", X_OK) != 0)
     return skip_or_fail("real", "needs root and python3");

@@ -16,6 +16,16 @@ const GoldenCase cases[] = {
     {"unseen", "--sysroot device-window -e /dev/mem_mmap1=0x90000000+64M 500"},
     {"hidden", "--sysroot hidden -e [heap]=any,sparse 300"},
     {"hidden-iomem", "--sysroot hidden -e [heap]=ram,sparse 300"},
+    {"page-tables",
+     "--sysroot page-tables -e /dev/accelerator0=0x10000000000+1T,cache=uc-,leaf=2M "
+     "-e /dev/mem_mmap1=0x90000000+64M,cache=wc,leaf=4K,perms=rw-s 700"},
+    {"page-tables-wrong",
+     "--sysroot page-tables -e /dev/accelerator0=iomem:0000:40:00.0,cache=wc,leaf=1G "
+     "-e /dev/mem_mmap1=0x90000000+64M,cache=uc -e /dev/mem_mmap2=0x94000000+64M,cache=uc "
+     "-e 7f1040000000=ram 700"},
+    {"page-tables-auto", "--sysroot page-tables --auto 700"},
+    {"error-recorded-from-page-tables",
+     "--sysroot page-tables --backend pagemap -e /dev/accelerator0=any 700"},
     {"nothing-selected", "--sysroot x86-64 -e /dev/nothing=any 1042"},
     {"nothing-selected-optional", "--sysroot x86-64 -e /dev/nothing=any,optional 1042"},
     {"windows-not-there",

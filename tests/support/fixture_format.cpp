@@ -205,7 +205,11 @@ ProcessModel load_process(const fs::path& folder, int pid) {
                        .pagemap_bytes = {},
                        .has_pagemap = false,
                        .files = {}};
-  if (fs::exists(folder / "extents")) {
+  if (!fs::exists(folder / "extents")) {
+    // no page facts
+  } else if (std::string text = read_file(folder / "extents"); text.starts_with("vmem-extents ")) {
+    process.files["extents"] = std::move(text);
+  } else {
     process.has_pagemap = true;
     for (const Line& line : lines_of(folder / "extents")) {
       if (line.words[0] == "bytes" && line.words.size() == 2)

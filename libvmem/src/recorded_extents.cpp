@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: MIT
+#include "recorded_extents.hpp"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <charconv>
+#include <cstring>
+#include <memory>
+#include <utility>
+
+#include "backends.hpp"
+#include "errors.hpp"
+#include "extent_builder.hpp"
+#include "line_chunks.hpp"
+#include "pagemap_decode.hpp"
+
+namespace vmem {
+namespace {
+
+std::string_view take_word(std::string_view& text) {
+  const std::size_t space = text.find(' ');
+  const std::string_view word = text.substr(0, space);
+  text.remove_prefix(space == std::string_view::npos ? text.size() : space + 1);
+  return word;
+}
+
+bool number(std::string_view text, std::uint64_t& value, int base = 0) {
+  if (base == 0) {
+    base = text.starts_with("0x") ? 16 : 10;
+    if (base == 16) text.remove_prefix(2);
+  }
+  const char* const begin = text.data();
+  const char* const end = begin + text.size();
+  const auto parsed = std::from_chars(begin, end, value, base);
+  return parsed.ec == std::errc{} && parsed.ptr == end;
+}
+
+/// Of a literal, so that it is compared in line.
+template <std::size_t N>
+[[gnu::always_inline]] inline bool take_prefix(std::string_view& word, const char (&prefix)[N]) {
+  if (word.size() < N - 1 || std::memcmp(word.data(), prefix, N - 1) != 0) return false;
+  word.remove_prefix(N - 1);
+  return true;
+}
+
+template <class Bits>
+struct Named {
+  std::string_view name;
+  Bits bit;
+};
+constexpr std::array page_bits{Named{"soft-dirty", page_bit::soft_dirty},
+                               Named{"exclusive", page_bit::exclusive},
+                               Named{"uffd-wp", page_bit::uffd_wp}, Named{"file", page_bit::file},
+                               Named{"leaf-sampled", page_bit::leaf_sampled}};
+constexpr std::array pte_bits{Named{"writable", pte_bit::writable},
+                              Named{"user", pte_bit::user},
+                              Named{"executable", pte_bit::executable},
+                              Named{"global", pte_bit::global},
+                              Named{"accessed", pte_bit::accessed},
+                              Named{"dirty", pte_bit::dirty},
+                              Named{"accessed-varies", pte_bit::accessed_varies},
+                              Named{"dirty-varies", pte_bit::dirty_varies}};
+
+/// Adds the bits of a comma separated list; false if it has another name.
+template <class Bits>
+bool add_bits(std::string_view list, const auto& known, Bits& bits) {
+  for (bool more = true; more;) {
+    const std::size_t comma = list.find(',');
+    const std::string_view name = list.substr(0, comma);
+    const auto* const found =
+        std::ranges::find(known, name, [](const auto& named) { return named.name; });
+    if (found == known.end()) return false;
+    bits = static_cast<Bits>(bits | found->bit);
+    more = comma != std::string_view::npos;
+    if (more) list.remove_prefix(comma + 1);
+  }
+  return true;
+}
+
+bool add_cache(std::string_view name, std::uint16_t& pte) {
+  for (auto c = static_cast<unsigned>(CacheAttribute::uc);
+       c <= static_cast<unsigned>(CacheAttribute::normal_tagged); ++c) {
+    const auto cache = static_cast<CacheAttribute>(c);
+    if (name != to_string(cache)) continue;
+    pte = static_cast<std::uint16_t>(pte | pte_bit::cache(cache));
+    return true;
+  }
+  return false;
+}
+
+/// WHAT of a line. The last number that it counts up to must be one, too.
+const char* add_state(std::string_view what, std::uint64_t pages, bool proven, Extent& run) {
+  pagemap::Decoded page;
+  std::uint64_t value = 0;
+  if (take_prefix(what, "pfn=")) {
+    if (!number(what, value) || value >= pagemap::pfn_end) return "not a frame number";
+    page = {.state = PageState::resident, .value = value};
+  } else if (take_prefix(what, "entry=")) {
+    if (!number(what, value)) return "not a pagemap entry";
+    page = pagemap::decode(value, proven);
+  } else if (what == "hidden") {
+    page.state = PageState::hidden;
+  } else if (what == "guard") {
+    page.state = PageState::guard;
+  } else {
+    return "not pfn=, entry=, hidden or guard";
+  }
+  run.state = page.state;
+  run.reason = page.reason;
+  run.bits = page.state == PageState::absent ? 0 : page.bits;
+  run.swap_type = page.swap_type;
+  if (run.state == PageState::resident)
+    run.pfn = {page.value};
+  else
+    run.swap_offset = page.value;
+  constexpr std::uint64_t swap_end = pagemap::pfn_mask >> 5;
+  const std::uint64_t end = run.state == PageState::resident ? pagemap::pfn_end : swap_end;
+  if (step_of(run) != 0 && pages > end - page.value) return "numbers that grow too large";
+  return nullptr;
+}
+
+/// A leaf maps neighbours in one address space to neighbours in the other, aligned in both.
+bool leaf_fits(const Extent& run, std::uint64_t leaf, PageSize page_size) {
+  if (!std::has_single_bit(leaf) || leaf < page_size.bytes()) return false;
+  if (run.state == PageState::hidden) return true;
+  if (run.state != PageState::resident) return false;
+  const std::uint64_t within = page_size.pages(leaf) - 1;
+  return ((page_size.pages(run.va.value) ^ run.pfn.value) & within) == 0;
+}
+
+class RecordedExtents final : public Translator {
+ public:
+  RecordedExtents(PageSize page_size, Backend source, std::vector<Extent> extents)
+      : page_size_(page_size), source_(source), extents_(std::move(extents)) {}
+
+  Backend backend() const override { return source_; }
+  std::uint8_t known_bits() const override {
+    return source_ == Backend::pagemap ? 0xff : page_bit::soft_dirty | page_bit::uffd_wp;
+  }
+  bool sees_pfnmap() const override { return source_ != Backend::pagemap; }
+
+  Result<void> walk(VaRange range, const WalkOptions& options, ExtentSink sink) override {
+    ExtentBuilder out{page_size_, sink};
+    auto next = std::ranges::upper_bound(extents_, range.start, {}, &Extent::end);
+    VirtAddr at = range.start;
+    for (; next != extents_.end() && next->va < range.end; ++next) {
+      if (options.stopped()) return {};
+      Extent run = *next;
+      if (run.va < at) cut_front(run, at - run.va, page_size_);
+      if (run.bytes > range.end - run.va) run.bytes = range.end - run.va;
+      if (at < run.va && !out.add(nothing(at, run.va))) return {};
+      if (!out.add(run)) return {};
+      at = run.end();
+    }
+    if (at < range.end && !out.add(nothing(at, range.end))) return {};
+    out.flush();
+    return {};
+  }
+
+ private:
+  Extent nothing(VirtAddr start, VirtAddr end) const {
+    return {.va = start, .bytes = end - start, .backend = source_};
+  }
+
+  PageSize page_size_;
+  Backend source_;
+  std::vector<Extent> extents_;
+};
+
+}  // namespace
+
+const char* ExtentsParser::line(std::string_view text) {
+  if (ended_) return "a line behind the end";
+  if (!begun_) return header(text);
+  if (text == "end") {
+    ended_ = true;
+    return nullptr;
+  }
+  return run(text);
+}
+
+const char* ExtentsParser::finish() const { return ended_ ? nullptr : "no line `end`"; }
+
+const char* ExtentsParser::header(std::string_view text) {
+  if (!take_prefix(text, "vmem-extents ")) return "it does not begin with vmem-extents";
+  if (!take_prefix(text, "1 ")) return "an unknown version";
+  for (const Backend source : {Backend::pagemap, Backend::bpf, Backend::kmod}) {
+    if (text != to_string(source)) continue;
+    source_ = source;
+    begun_ = true;
+    return nullptr;
+  }
+  return "an unknown source";
+}
+
+const char* ExtentsParser::run(std::string_view text) {
+  Extent run{.backend = source_};
+  std::uint64_t pages = 0;
+  if (!number(take_word(text), run.va.value, 16) || page_size_.offset(run.va) != 0)
+    return "not the address of a page";
+  if (!number(take_word(text), pages) || pages == 0 || pages > page_size_.pages(~run.va.value))
+    return "not a number of pages";
+  run.bytes = pages * page_size_.bytes();
+  if (!extents_.empty() && run.va < extents_.back().end()) return "lines that do not ascend";
+  if (const char* const wrong = add_state(take_word(text), pages, proven_, run)) return wrong;
+  std::uint64_t leaf = 0;
+  while (!text.empty()) {
+    std::string_view word = take_word(text);
+    if (take_prefix(word, "bits=")) {
+      if (!add_bits(word, page_bits, run.bits)) return "an unknown bit";
+    } else if (take_prefix(word, "leaf=")) {
+      if (!number(word, leaf) || !leaf_fits(run, leaf, page_size_)) return "not a leaf of these";
+      run.leaf_shift = static_cast<std::uint8_t>(std::countr_zero(leaf));
+    } else if (take_prefix(word, "pte=")) {
+      if (!add_bits(word, pte_bits, run.pte)) return "an unknown bit";
+      run.pte |= pte_bit::known;
+    } else if (take_prefix(word, "cache=")) {
+      if (pte_bit::cache(run.pte) != CacheAttribute::unknown || !add_cache(word, run.pte))
+        return "not a cache attribute";
+      run.pte |= pte_bit::known;
+    } else {
+      return "an unknown word";
+    }
+  }
+  extents_.push_back(run);
+  return nullptr;
+}
+
+Result<std::unique_ptr<Translator>> open_recorded_extents(const Process& process) {
+  auto fd = process.open_file("extents");
+  if (!fd) return std::unexpected(std::move(fd.error()));
+  struct stat file{};
+  const bool sized = fstat(fd->get(), &file) == 0 && S_ISREG(file.st_mode);
+  const PageSize page_size = process.root().page_size();
+  ExtentsParser parser{page_size, process.root().pfn_access() == PfnAccess::full};
+  // Lines as long as those of page tables are. A sparse file may claim any size.
+  constexpr std::size_t most = std::size_t{1} << 20;
+  if (sized) parser.reserve(std::min(static_cast<std::size_t>(file.st_size) / 64, most));
+  LineChunks chunks{std::move(*fd), process.path("extents")};
+  const auto malformed = [&](const char* why, std::uint64_t offset) {
+    return std::unexpected(Error{.code = Errc::malformed,
+                                 .what = "parsing recorded extents",
+                                 .path = chunks.path(),
+                                 .address = offset,
+                                 .hint = why});
+  };
+  for (;;) {
+    const auto chunk = chunks.next();
+    if (!chunk) return std::unexpected(chunk.error());
+    if (chunk->empty()) break;
+    std::string_view rest = *chunk;
+    while (!rest.empty()) {
+      const std::uint64_t offset = chunks.offset() + (chunk->size() - rest.size());
+      if (const char* const wrong = parser.line(take_line(rest))) return malformed(wrong, offset);
+    }
+  }
+  if (const char* const wrong = parser.finish()) return malformed(wrong, 0);
+  return std::make_unique<RecordedExtents>(page_size, parser.source(), std::move(parser.extents()));
+}
+
+}  // namespace vmem
