@@ -7,7 +7,6 @@
 #include <array>
 #include <bit>
 #include <charconv>
-#include <cstring>
 #include <memory>
 #include <utility>
 
@@ -41,7 +40,7 @@ bool number(std::string_view text, std::uint64_t& value, int base = 0) {
 /// Of a literal, so that it is compared in line.
 template <std::size_t N>
 [[gnu::always_inline]] inline bool take_prefix(std::string_view& word, const char (&prefix)[N]) {
-  if (word.size() < N - 1 || std::memcmp(word.data(), prefix, N - 1) != 0) return false;
+  if (!word.starts_with(std::string_view{prefix, N - 1})) return false;
   word.remove_prefix(N - 1);
   return true;
 }
