@@ -266,6 +266,11 @@ void json_unlocated(const AuditGroup& group, const Unlocated& u, Output& out) {
       json_string(u.reason), u.members);
 }
 
+template <class Value>
+std::string or_null(const std::optional<Value>& value) {
+  return value ? fmt::format("{}", *value) : "null";
+}
+
 void show_json(const Report& report, const SysRoot& root, Output& out) {
   out.append(json_prologue("regaudit", root, report.access, report.backend));
   out.print(",\"mode\":\"{}\",\"processes\":[", report.mode);
@@ -277,8 +282,8 @@ void show_json(const Report& report, const SysRoot& root, Output& out) {
               g == 0 ? "" : ",", group.pid, json_string(group.comm),
               group.start_time ? std::to_string(*group.start_time) : "null",
               l.memlock && *l.memlock != UINT64_MAX ? std::to_string(*l.memlock) : "null",
-              l.memlock ? (*l.memlock == UINT64_MAX ? "true" : "false") : "null", l.pinned,
-              l.locked, l.ipc_lock, group.json);
+              l.memlock ? (*l.memlock == UINT64_MAX ? "true" : "false") : "null", or_null(l.pinned),
+              or_null(l.locked), or_null(l.ipc_lock), group.json);
   }
   out.append("]");
   out.append(report.json);

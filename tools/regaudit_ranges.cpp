@@ -169,14 +169,17 @@ void add_plan(Report& report, PageSize page_size, bool bytes) {
   const std::uint64_t pins =
       pages > UINT64_MAX / page_size.bytes() ? UINT64_MAX : pages * page_size.bytes();
   const char* const verdict = !blockers.empty() ? "would fail" : unknown ? "unknown" : "would work";
-  const std::string limit = l.ipc_lock                 ? "none (CAP_IPC_LOCK)"
+  const auto size_or_unknown = [&](const std::optional<std::uint64_t>& size) {
+    return size ? human_size(*size, bytes) : "unknown";
+  };
+  const std::string limit = l.ipc_lock == true         ? "none (CAP_IPC_LOCK)"
                             : !l.memlock               ? "unknown"
                             : *l.memlock == UINT64_MAX ? "unlimited"
                                                        : human_size(*l.memlock, bytes);
   report.text +=
       fmt::format("registering pins {} pages ({}); limit {}, pinned by now {}, locked {}\n", pages,
                   human_size(pins, bytes),  // NOLINT(readability-suspicious-call-argument)
-                  limit, human_size(l.pinned, bytes), human_size(l.locked, bytes));
+                  limit, size_or_unknown(l.pinned), size_or_unknown(l.locked));
   if (complete) {
     report.text += "table entries:";
     for (const auto& [size, count] : entries)

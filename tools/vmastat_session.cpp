@@ -113,7 +113,7 @@ class Vmastat {
                  unknown_sum::frames)) != 0 &&
                error_.empty()) {
       fail("some sums cannot be told: neither page frames nor smaps say them",
-           recorded ? "the recording lacks smaps or kpagecount" : "run as root");
+           recorded ? "the recording lacks kpagecount or smaps with sums" : "run as root");
     }
     if (refused_ != 0) {
       fail(fmt::format("{} processes could not be read: permission denied", refused_),

@@ -291,8 +291,9 @@ class Vtop {
     // What page tables answered can be told down to the raw entry.
     const Backend backend = translated->extent.backend;
     if (json_ && !walk && backend != Backend::pagemap) {
-      if (Translator* const tables = translator_.page_tables())
-        walk = agreeing_walk(*tables, *translated);
+      if (Translator* const tables = translator_.page_tables()) {
+        if (auto agreeing = agreeing_walk(*tables, *translated)) walk = std::move(*agreeing);
+      }
     }
     const Extent& extent = translated->extent;
     const Vma* vma = translated->vma ? &*translated->vma : nullptr;
@@ -319,13 +320,14 @@ class Vtop {
     if (options_.walk && walk && !json_) table_.walk(*walk);
   }
 
-  /// The walk of the page, if it says what the translation says.
-  static std::optional<PageWalk> agreeing_walk(Translator& tables, const Translation& translation) {
+  /// The walk of the page; none if it does not say what the translation says.
+  static Result<std::optional<PageWalk>> agreeing_walk(Translator& tables,
+                                                       const Translation& translation) {
     const Extent& extent = translation.extent;
     auto walk = tables.page_walk(extent.va);
-    if (!walk || walk->extent.state != extent.state ||
-        walk->extent.swap_offset != extent.swap_offset)
-      return {};
+    if (!walk) return std::unexpected(std::move(walk.error()));
+    if (walk->extent.state != extent.state || walk->extent.swap_offset != extent.swap_offset)
+      return std::nullopt;
     return std::move(*walk);
   }
 
@@ -340,7 +342,9 @@ class Vtop {
       auto translated = translate(process_, *tables, inspector_, asked);
       if (!translated || !translated->vma || translated->extent.state == PageState::unseen)
         return translated;
-      walk = agreeing_walk(*tables, *translated);
+      auto agreeing = agreeing_walk(*tables, *translated);
+      if (!agreeing) return std::unexpected(std::move(agreeing.error()));
+      walk = std::move(*agreeing);
       if (walk) return translated;
     }
     auto translated = translate(process_, *tables, inspector_, asked);

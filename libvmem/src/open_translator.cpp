@@ -41,6 +41,7 @@ class Automatic final : public Translator {
   }
 
   Result<PageWalk> page_walk(VirtAddr page) override {
+    if (process_.root().recorded()) return pagemap_->page_walk(page);
     if (Translator* const tables = page_tables()) return tables->page_walk(page);
     return why_blind_ ? std::unexpected(*why_blind_) : Translator::page_walk(page);
   }

@@ -159,6 +159,15 @@ class RecordedExtents final : public Translator {
     return {};
   }
 
+  Result<PageWalk> page_walk(VirtAddr page) override {
+    return std::unexpected(
+        Error{.code = Errc::not_supported,
+              .what = "walking page tables",
+              .path = {},
+              .address = page.value,
+              .hint = "a recording holds what page tables map, not the tables themselves"});
+  }
+
  private:
   Extent nothing(VirtAddr start, VirtAddr end) const {
     return {.va = start, .bytes = end - start, .backend = source_};

@@ -568,12 +568,14 @@ class Auditor {
     const auto counts = [](const Registration& r) { return r.through_kernel; };
     if (std::ranges::none_of(registrations, counts)) return;
     const LockLimits limits = read_lock_limits(process_);
-    std::uint64_t sum = options_.planned ? limits.pinned : 0;
+    const bool told = limits.memlock && (!options_.planned || limits.pinned ||
+                                         limits.ipc_lock == true || *limits.memlock == UINT64_MAX);
+    std::uint64_t sum = options_.planned ? limits.pinned.value_or(0) : 0;
     for (std::size_t i = 0; i < registrations.size(); ++i) {
       const Registration& r = registrations[i];
       if (!r.through_kernel) continue;
       const Evidence whole{.va = r.range.start, .bytes = r.range.bytes()};
-      if (!limits.memlock) {
+      if (!told) {
         if (options_.planned)
           add(audits[i], AuditFindingKind::limits_unknown, Severity::unknown, "limits", whole);
         continue;
@@ -581,7 +583,11 @@ class Auditor {
       const std::uint64_t memlock = *limits.memlock;
       const std::uint64_t bytes = bytes_of(blocks(r.range, page_size_.shift()), page_size_.shift());
       sum = bytes > UINT64_MAX - sum ? UINT64_MAX : sum + bytes;
-      if (limits.ipc_lock || sum <= memlock) continue;
+      if (limits.ipc_lock == true || sum <= memlock) continue;
+      if (!limits.ipc_lock) {
+        add(audits[i], AuditFindingKind::limits_unknown, Severity::unknown, "limits", whole);
+        continue;
+      }
       Evidence evidence = whole;
       evidence.expected = memlock;
       evidence.actual = sum;

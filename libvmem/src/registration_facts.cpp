@@ -204,6 +204,17 @@ bool PinReader::unpinned(Pfn first, std::uint64_t frames, std::uint64_t stride,
   return true;
 }
 
+namespace {
+
+/// In bytes.
+std::optional<std::uint64_t> kilobytes(std::string_view text) {
+  const auto value = number(text);
+  if (!value || *value > UINT64_MAX >> 10) return {};
+  return *value << 10;
+}
+
+}  // namespace
+
 LockLimits read_lock_limits(const Process& process) {
   LockLimits limits;
   if (auto text = process.read_file("limits"); text) {
@@ -219,12 +230,11 @@ LockLimits read_lock_limits(const Process& process) {
     std::string_view rest = *text;
     while (!rest.empty()) {
       const std::string_view line = take_line(rest);
-      if (const auto value = after(line, "VmPin:"))
-        limits.pinned = number(*value).value_or(0) << 10;
-      if (const auto value = after(line, "VmLck:"))
-        limits.locked = number(*value).value_or(0) << 10;
-      if (const auto value = after(line, "CapEff:"))
-        limits.ipc_lock = (number(*value, 16).value_or(0) >> cap_ipc_lock & 1) != 0;
+      if (const auto value = after(line, "VmPin:")) limits.pinned = kilobytes(*value);
+      if (const auto value = after(line, "VmLck:")) limits.locked = kilobytes(*value);
+      if (const auto value = after(line, "CapEff:")) {
+        if (const auto set = number(*value, 16)) limits.ipc_lock = (*set >> cap_ipc_lock & 1) != 0;
+      }
     }
   }
   return limits;
@@ -331,7 +341,9 @@ KindText text_of(AuditFindingKind kind) {
     case AuditFindingKind::flags_unknown:
       return {"flags-unknown", "reading smaps takes CAP_SYS_PTRACE: run as root"};
     case AuditFindingKind::frames_unknown:
-      return {"frames-unknown", "/proc/kpageflags takes CAP_DAC_READ_SEARCH: run as root"};
+      return {"frames-unknown",
+              "/proc/kpageflags was not shown: it takes CAP_DAC_READ_SEARCH, or a recording that "
+              "has it"};
     case AuditFindingKind::file_unknown:
       return {"file-unknown",
               "the size of a mapped file takes CAP_SYS_ADMIN, and a live process; its file system, "

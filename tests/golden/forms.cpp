@@ -8,6 +8,8 @@ using namespace vmem::test;
 namespace {
 
 const GoldenCase cases[] = {
+    {"page-tables", "--sysroot page-tables -J 700"},
+    {"error-walk-recorded", "--sysroot page-tables --walk 700 7e0000000000"},
     // One address.
     {"one-resident", "--sysroot x86-64 1042 564499f34000"},
     {"one-inside-a-page", "--sysroot x86-64 1042 0x7ffd0d715638"},

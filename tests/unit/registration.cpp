@@ -406,6 +406,22 @@ TEST_CASE("registration: RLIMIT_MEMLOCK counts every registration, also the same
   CHECK(kinds(root.audit_all(three)[2]) == "");
   System unlimited(system("unlimited", "0000000000000000", "0"));
   CHECK(kinds(unlimited.audit_all(three)[2]) == "");
+  // What was not recorded is not 0.
+  const auto without = [&](const std::string& field, const char* limit, std::string capabilities) {
+    Setup setup = system(limit, capabilities, "0");
+    std::string& status = setup.process_files.at("status");
+    const std::size_t at = status.find(field);
+    status.erase(at, status.find('\n', at) + 1 - at);
+    return kinds(System(setup).audit_all({range(0, 4 * 4096), range(0, 8 * 4096)}, true)[1]);
+  };
+  const std::string nobody = "0000000000000000", root_s = "0000000000004000";
+  CHECK(without("VmLck", "32768", nobody) == "over-memlock:error");
+  CHECK(without("VmPin", "32768", nobody) == "limits-unknown:unknown");
+  CHECK(without("VmPin", "65536", nobody) == "limits-unknown:unknown");
+  CHECK(without("VmPin", "32768", root_s) == "");
+  CHECK(without("VmPin", "unlimited", nobody) == "");
+  CHECK(without("CapEff", "32768", nobody) == "limits-unknown:unknown");
+  CHECK(without("CapEff", "65536", nobody) == "");
   System silent({.bytes = 8192, .entries = {{base, 2, mine | 0x100, 1}}});
   CHECK(kinds(silent.audit_one(range(0, 8192), true)) == "limits-unknown:unknown");
 }

@@ -136,12 +136,12 @@ struct Audit {
   VMEM_EXPORT std::optional<Severity> worst() const;
 };
 
-/// Limits on locked memory of one process.
+/// Limits on locked memory of one process; empty: not known.
 struct LockLimits {
   std::optional<std::uint64_t> memlock;  ///< RLIMIT_MEMLOCK in bytes; UINT64_MAX: unlimited
-  std::uint64_t pinned = 0;  ///< VmPin, bytes
-  std::uint64_t locked = 0;  ///< VmLck, bytes
-  bool ipc_lock = false;  ///< CAP_IPC_LOCK is effective: there is no limit
+  std::optional<std::uint64_t> pinned;  ///< VmPin, bytes
+  std::optional<std::uint64_t> locked;  ///< VmLck, bytes
+  std::optional<bool> ipc_lock;  ///< CAP_IPC_LOCK is effective: there is no limit
 };
 /// From limits and status of the process. What these do not say stays empty.
 VMEM_EXPORT LockLimits read_lock_limits(const Process& process);
