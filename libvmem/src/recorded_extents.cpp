@@ -115,7 +115,7 @@ const char* add_state(std::string_view what, std::uint64_t pages, bool proven, E
     run.pfn = {page.value};
   else
     run.swap_offset = page.value;
-  constexpr std::uint64_t swap_end = pagemap::pfn_mask >> 5;
+  constexpr std::uint64_t swap_end = (pagemap::pfn_mask >> 5) + 1;
   const std::uint64_t end = run.state == PageState::resident ? pagemap::pfn_end : swap_end;
   if (step_of(run) != 0 && pages > end - page.value) return "numbers that grow too large";
   return nullptr;
@@ -130,15 +130,43 @@ bool leaf_fits(const Extent& run, std::uint64_t leaf, PageSize page_size) {
   return ((page_size.pages(run.va.value) ^ run.pfn.value) & within) == 0;
 }
 
+/// Whether of each leaf all pages are there, one line after the other. Null: before the first line,
+/// behind the last.
+bool leaves_whole(const Extent* run, const Extent* next, PageSize page_size) {
+  const auto cut = [](VirtAddr at, unsigned shift) {
+    return (at.value & ((std::uint64_t{1} << shift) - 1)) != 0;
+  };
+  const bool ends = run == nullptr || !cut(run->end(), run->leaf_shift);
+  const bool begins = next == nullptr || !cut(next->va, next->leaf_shift);
+  if (ends && begins) return true;
+  return run != nullptr && next != nullptr && run->end() == next->va && run->state == next->state &&
+         run->leaf_shift == next->leaf_shift &&
+         number_of(*run) + step_of(*run) * page_size.pages(run->bytes) == number_of(*next);
+}
+
+std::uint8_t bits_known_to(Backend source) {
+  return source == Backend::pagemap ? 0xff : page_bit::soft_dirty | page_bit::uffd_wp;
+}
+
+/// Of the words of a line together: null, or what no source says.
+const char* contradiction(const Extent& run) {
+  const bool in_memory = run.state == PageState::resident || run.state == PageState::hidden;
+  if (run.pte != 0 && (!in_memory || run.backend == Backend::pagemap))
+    return "pte= or cache= where there is no page-table entry";
+  constexpr std::uint16_t both = pte_bit::accessed | pte_bit::dirty;
+  if (((run.pte & both) * 4 & run.pte) != 0) return "a bit that varies and is set";
+  if (run.bits != 0 && run.state == PageState::absent) return "bits of no page";
+  if ((run.bits & ~bits_known_to(run.backend)) != 0) return "a bit that this source does not tell";
+  return nullptr;
+}
+
 class RecordedExtents final : public Translator {
  public:
   RecordedExtents(PageSize page_size, Backend source, std::vector<Extent> extents)
       : page_size_(page_size), source_(source), extents_(std::move(extents)) {}
 
   Backend backend() const override { return source_; }
-  std::uint8_t known_bits() const override {
-    return source_ == Backend::pagemap ? 0xff : page_bit::soft_dirty | page_bit::uffd_wp;
-  }
+  std::uint8_t known_bits() const override { return bits_known_to(source_); }
   bool sees_pfnmap() const override { return source_ != Backend::pagemap; }
 
   Result<void> walk(VaRange range, const WalkOptions& options, ExtentSink sink) override {
@@ -178,12 +206,16 @@ class RecordedExtents final : public Translator {
   std::vector<Extent> extents_;
 };
 
+constexpr const char* part_of_leaf = "a part of a leaf";
+
 }  // namespace
 
 const char* ExtentsParser::line(std::string_view text) {
   if (ended_) return "a line behind the end";
   if (!begun_) return header(text);
   if (text == "end") {
+    if (!extents_.empty() && !leaves_whole(&extents_.back(), nullptr, page_size_))
+      return part_of_leaf;
     ended_ = true;
     return nullptr;
   }
@@ -206,6 +238,7 @@ const char* ExtentsParser::header(std::string_view text) {
 
 const char* ExtentsParser::run(std::string_view text) {
   Extent run{.backend = source_};
+  const bool more_words = text.ends_with(' ');
   std::uint64_t pages = 0;
   if (!number(take_word(text), run.va.value, 16) || page_size_.offset(run.va) != 0)
     return "not the address of a page";
@@ -220,7 +253,8 @@ const char* ExtentsParser::run(std::string_view text) {
     if (take_prefix(word, "bits=")) {
       if (!add_bits(word, page_bits, run.bits)) return "an unknown bit";
     } else if (take_prefix(word, "leaf=")) {
-      if (!number(word, leaf) || !leaf_fits(run, leaf, page_size_)) return "not a leaf of these";
+      if (run.leaf_shift != 0 || !number(word, leaf) || !leaf_fits(run, leaf, page_size_))
+        return "not a leaf of these";
       run.leaf_shift = static_cast<std::uint8_t>(std::countr_zero(leaf));
     } else if (take_prefix(word, "pte=")) {
       if (!add_bits(word, pte_bits, run.pte)) return "an unknown bit";
@@ -233,6 +267,10 @@ const char* ExtentsParser::run(std::string_view text) {
       return "an unknown word";
     }
   }
+  if (more_words) return "an unknown word";
+  if (const char* const wrong = contradiction(run)) return wrong;
+  if (!leaves_whole(extents_.empty() ? nullptr : &extents_.back(), &run, page_size_))
+    return part_of_leaf;
   extents_.push_back(run);
   return nullptr;
 }

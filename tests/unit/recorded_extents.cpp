@@ -152,7 +152,7 @@ TEST_CASE("extents of page tables hold leaves, permissions and cache attributes"
                    "7f0000000000 4 pfn=0x200 leaf=4096 bits=soft-dirty cache=wc\n"
                    "7f0000004000 2 pfn=0 pte=writable,user,accessed-varies\n"
                    "7f0000006000 1 guard\n"
-                   "7f0000007000 2 pfn=0x7 leaf=2097152 cache=uc- pte=executable\n"
+                   "7f0000200000 512 pfn=0x400 leaf=2097152 cache=uc- pte=executable\n"
                    "end\n"));
   const Process process = tree.process(1);
   const auto translator = open_translator(process);
@@ -161,7 +161,7 @@ TEST_CASE("extents of page tables hold leaves, permissions and cache attributes"
   CHECK((*translator)->sees_pfnmap());
   CHECK(((*translator)->known_bits() & page_bit::exclusive) == 0);
   std::vector<Extent> all;
-  REQUIRE((*translator)->walk({{base}, {base + 16 * page}}, {}, [&](const Extent& e) {
+  REQUIRE((*translator)->walk({{base}, {base + 1024 * page}}, {}, [&](const Extent& e) {
     all.push_back(e);
     return true;
   }));
@@ -177,11 +177,11 @@ TEST_CASE("extents of page tables hold leaves, permissions and cache attributes"
         (pte_bit::known | pte_bit::writable | pte_bit::user | pte_bit::accessed_varies));
   CHECK(all[2].state == PageState::guard);
   CHECK(all[2].pte == 0);
-  CHECK(all[3].leaf_shift == 21);
-  CHECK(all[3].pte ==
+  CHECK(all[3].state == PageState::absent);
+  CHECK(all[3].bytes == 505 * page);
+  CHECK(all[4].leaf_shift == 21);
+  CHECK(all[4].pte ==
         (pte_bit::known | pte_bit::executable | pte_bit::cache(CacheAttribute::uc_minus)));
-  CHECK(all[4].state == PageState::absent);
-  CHECK(all[4].bytes == 7 * page);
   for (const Extent& e : all) CHECK(e.backend == Backend::kmod);
 
   CHECK(open_translator(process, Backend::kmod));
@@ -230,13 +230,17 @@ TEST_CASE("what no recorder writes is refused, with the reason") {
       {"7f0000000000 1 entry=0x10000000000000000", "not a pagemap entry"},
       {"7f0000000000 1 pfn=1 bits=", "an unknown bit"},
       {"7f0000000000 1 pfn=1 bits=file,", "an unknown bit"},
-      {"7f0000000000 1 pfn=1 pte=rw", "an unknown bit"},
-      {"7f0000000000 1 pfn=1 cache=unknown", "not a cache attribute"},
-      {"7f0000000000 1 pfn=1 cache=wb cache=uc", "not a cache attribute"},
+      {"7f0000000000 1 pfn=1 pte=user", "pte= or cache= where there is no page-table entry"},
+      {"7f0000000000 1 pfn=1 cache=wc", "pte= or cache= where there is no page-table entry"},
+      {"7f0000000000 1 entry=0 bits=file", "bits of no page"},
+      {"7f0000000000 1 pfn=1 ", "an unknown word"},
+      {"7f0000000000 1 entry=0x407fffffffffffe0", "opened"},
+      {"7f0000000000 2 entry=0x407fffffffffffe0", "numbers that grow too large"},
       {"7f0000000000 1 pfn=1 leaf=2048", "not a leaf of these"},
       {"7f0000000000 1 pfn=1 leaf=12288", "not a leaf of these"},
       {"7f0000000000 1 pfn=1 leaf=2097152", "not a leaf of these"},
       {"7f0000000000 1 guard leaf=4096", "not a leaf of these"},
+      {"7f0000000000 1 pfn=1 leaf=4096 leaf=4096", "not a leaf of these"},
       {"7f0000000000 1 pfn=1 x", "an unknown word"},
       {"7f0000000000 1 pfn=1\r", "not a frame number"},
   };
@@ -247,9 +251,52 @@ TEST_CASE("what no recorder writes is refused, with the reason") {
   CHECK(with("7f0000001000 1 pfn=1\n7f0000000000 1 pfn=1\nend\n") == "lines that do not ascend");
   CHECK(with("7f0000000000 2 pfn=1\n7f0000001000 1 pfn=1\nend\n") == "lines that do not ascend");
 
+  const auto tables = [](const std::string& lines) {
+    return refusal(with_extents("vmem-extents 1 kmod\n" + lines + "\nend\n"));
+  };
+  CHECK(tables("7f0000000000 1 pfn=1 cache=wb cache=uc") == "not a cache attribute");
+  CHECK(tables("7f0000000000 1 pfn=1 cache=unknown") == "not a cache attribute");
+  CHECK(tables("7f0000000000 1 pfn=1 pte=rw") == "an unknown bit");
+  CHECK(tables("7f0000000000 1 hidden pte=user,accessed") == "opened");
+  const std::string varies = "a bit that varies and is set";
+  CHECK(tables("7f0000000000 1 pfn=1 pte=accessed,accessed-varies") == varies);
+  CHECK(tables("7f0000000000 1 pfn=1 pte=dirty-varies pte=dirty") == varies);
+  CHECK(tables("7f0000000000 1 pfn=1 pte=accessed,dirty-varies") == "opened");
+  const std::string no_entry = "pte= or cache= where there is no page-table entry";
+  CHECK(tables("7f0000000000 1 guard pte=user") == no_entry);
+  CHECK(tables("7f0000000000 1 entry=0 pte=user") == no_entry);
+  CHECK(tables("7f0000000000 1 entry=0x40000000000000a2 cache=wc") == no_entry);
+  const std::string untold = "a bit that this source does not tell";
+  CHECK(tables("7f0000000000 1 pfn=1 bits=exclusive") == untold);
+  CHECK(tables("7f0000000000 1 pfn=1 bits=soft-dirty,file") == untold);
+  CHECK(tables("7f0000000000 1 entry=0xa100000000000001") == untold);
+
   SystemModel both = with_extents("vmem-extents 1 pagemap\nend\n");
   both.processes.front().has_pagemap = true;
   CHECK(refusal(both) == "there is a pagemap, too: which one holds?");
+}
+
+TEST_CASE("of a leaf all pages are recorded") {
+  const auto with = [](const std::string& lines) {
+    return refusal(with_extents("vmem-extents 1 pagemap\n" + lines + "end\n"));
+  };
+  const std::string part = "a part of a leaf";
+  CHECK(with("7f0000000000 512 pfn=0x200 leaf=2097152\n") == "opened");
+  CHECK(with("7f0000000000 511 pfn=0x200 leaf=2097152\n") == part);
+  CHECK(with("7f0000001000 511 pfn=0x201 leaf=2097152\n") == part);
+  CHECK(with("7f0000000000 513 pfn=0x200 leaf=2097152\n") == part);
+  CHECK(with("7f0000000000 16 hidden leaf=2097152\n") == part);
+  // On several lines, where a bit is each page's own.
+  const std::string begin = "7f0000000000 16 pfn=0x200 leaf=2097152\n";
+  CHECK(with(begin + "7f0000010000 496 pfn=0x210 bits=exclusive leaf=2097152\n") == "opened");
+  CHECK(with(begin + "7f0000010000 495 pfn=0x210 bits=exclusive leaf=2097152\n") == part);
+  CHECK(with(begin + "7f0000010000 496 pfn=0x410 leaf=2097152\n") == part);
+  CHECK(with(begin + "7f0000010000 496 hidden leaf=2097152\n") == part);
+  CHECK(with(begin + "7f0000010000 496 pfn=0x210 leaf=4096\n") == part);
+  CHECK(with(begin + "7f0000010000 496 pfn=0x210\n") == part);
+  CHECK(with(begin + "7f0000011000 495 pfn=0x211 leaf=2097152\n") == part);
+  CHECK(with("7f0000000000 16 hidden leaf=2097152\n7f0000010000 496 hidden leaf=2097152\n") ==
+        "opened");
 }
 
 TEST_CASE("a driver's mapping recorded from pagemap alone stays unseen") {
