@@ -176,8 +176,10 @@ class Vtop {
   }
 
   /// The place of a frame: its node and region, and where either changes.
-  PhysAddr locate(PhysAddr pa, FrameView& view) const {
+  PhysAddr locate(Pfn frame, FrameView& view) const {
     PhysAddr end{UINT64_MAX};
+    const PhysAddr pa = page_size_.address(frame);
+    if (page_size_.frame(pa) != frame) return end;  // 64 bits do not hold its address
     if (iomem_) {
       const IomemRegion* region = iomem_->find(pa);
       view.region = region != nullptr ? &region->name : nullptr;
@@ -196,7 +198,7 @@ class Vtop {
       while (frames != 0 && more) {
         FrameView view{.facts = facts, .node = {}, .region = nullptr};
         const PhysAddr pa = page_size_.address(first);
-        const PhysAddr end = locate(pa, view);
+        const PhysAddr end = locate(first, view);
         // A region can end within a page: the page goes with its first byte.
         const std::uint64_t here = std::clamp<std::uint64_t>(page_size_.pages(end - pa), 1, frames);
         const std::uint64_t offset = page_size_.address({first.value - extent.pfn.value}).value;
@@ -365,7 +367,7 @@ class Vtop {
           });
       if (!read) return fail(read.error());
     }
-    locate(page_size_.address(row.extent.pfn), view);
+    locate(row.extent.pfn, view);
     Row with = row;
     with.frame = &view;
     show(with, block && !json_);

@@ -361,6 +361,11 @@ class Judge {
     const CacheAttribute cache =
         (rest.pte & pte_bit::known) != 0 ? pte_bit::cache(rest.pte) : CacheAttribute::unknown;
     const std::uint64_t pages = page_size_.pages(rest.bytes);
+    // Of a recorded system with large pages.
+    if (rest.pfn.value + pages > UINT64_MAX >> page_size_.shift()) {
+      not_seen(FindingKind::unseen, rest, "frames whose addresses 64 bits do not hold");
+      return;
+    }
     result_.pages_checked += pages;
     resident_ += pages;
     remember(rest, cache);

@@ -513,3 +513,32 @@ TEST_CASE("a failure beyond more findings than are kept still fails the check") 
   CHECK(full.more_findings == 2);
   CHECK(std::ranges::count(full.findings, FindingKind::overlap, &Finding::kind) == 1);
 }
+
+TEST_CASE("a frame whose address 64 bits do not hold is not one of the window") {
+  // Frames of 1 MiB: this one's address, cut to 64 bits, is the window's.
+  SystemModel system = one_process(
+      "7f0000000000-7f0001000000 rw-s 00000000 00:05 10                     /dev/window1\n");
+  system.manifest = "vmem-tree 1\npage_size 1048576\npfn_access full\n";
+  system.processes[0].has_pagemap = false;
+  const auto verdict = [&](const char* pfn) {
+    system.processes[0].files["extents"] =
+        std::string("vmem-extents 1 kmod\n7f0000000000 16 pfn=") + pfn + "\nend\n";
+    const Recorded recorded{system};
+    const Process process = recorded.process(1);
+    const auto vma = find_vma(process, {va});
+    REQUIRE(vma);
+    REQUIRE(*vma);
+    const auto translator = open_translator(process);
+    REQUIRE(translator);
+    VmaInspector inspector{process};
+    WindowSources sources{recorded.root()};
+    Check check;
+    check.window = Window::literal({{base}, {base + (16 << 20)}}, PageSize{1 << 20});
+    const MappingCheck one{&check, &**vma};
+    const auto results = check_mappings(process, **translator, inspector, sources, {&one, 1}, {});
+    REQUIRE(results.size() == 1);
+    return text(results[0]);
+  };
+  CHECK(verdict("0x900") == "pass 16/16");
+  CHECK(verdict("0x100000000900").starts_with("unverified 0/0\nunseen"));
+}
