@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <csignal>
 #include <cstring>
+#include <fstream>
 #include <regex>
 
 #include "support/catch.hpp"
@@ -173,6 +174,38 @@ TEST_CASE("page tables that were captured read as the live ones") {
   INFO(was.substr(static_cast<std::size_t>(differs), 300));
   CHECK((was == after));
   CHECK(was.find("\"cache\":\"wb\"") != std::string::npos);
+}
+
+TEST_CASE("of page tables that vtop does not show whole nothing is recorded") {
+  if (access("/usr/bin/python3", X_OK) != 0) return skip_or_fail("real", "needs python3");
+  const StoppedChild child;
+  const TempDir directory;
+  const std::string vtop = directory.string() + "/vtop", it = directory.string() + "/it";
+  const auto capture = [&](const std::string& output, int status) {
+    std::ofstream(vtop) << "#!/bin/sh\necho '" << output << "'\nexit " << status << '\n';
+    std::filesystem::permissions(vtop, std::filesystem::perms::owner_all);
+    return run({script(), "--backend", "bpf", "--vtop", vtop, std::to_string(child.pid()), it});
+  };
+  const std::string whole = R"({"results":[],"error":null})";
+  const std::pair<std::string, int> ended[] = {
+      {whole, 2}, {R"({"results":[],"error":"it ended"})", 0}, {R"({"results":[)", 0}, {"", 0}};
+  for (const auto& [output, status] : ended) {
+    CAPTURE(output);
+    const RunResult captured = capture(output, status);
+    CHECK(captured.status == 1);
+    CHECK(captured.err.find("does not show all") != std::string::npos);
+    CHECK(captured.err.find("Traceback") == std::string::npos);
+    CHECK_FALSE(std::filesystem::exists(it));
+  }
+  // Markers are recorded as the entries that they are.
+  const RunResult captured = capture(
+      R"({"results":[{"vma":null,"extents":[{"va":"0x7f0000000000","bytes":4096,"state":"special",)"
+      R"("reason":"poison marker","bits":[],"leaf_size":null,"pte":null}]}],"error":null})",
+      0);
+  CAPTURE(captured.err);
+  REQUIRE(captured.status == 0);
+  const std::string extents = read_file(it + "/" + std::to_string(child.pid()) + "/extents");
+  CHECK(extents == "vmem-extents 1 bpf\n7f0000000000 1 entry=0x400000000000005f\nend\n");
 }
 
 TEST_CASE("a running process is stopped for the capture only") {
