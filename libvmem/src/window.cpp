@@ -521,6 +521,8 @@ class Sweep {
       mappings_.back().tables = mappings_.back().tables || Judge::takes_tables(*c.check);
       judges_.emplace_back(*c.check, *c.vma, inspector_, facts_);
     }
+    tables_ = nullptr;
+    if (std::ranges::any_of(mappings_, &Mapping::tables)) tables_ = translator_.page_tables();
     std::vector<CheckResult> results;
     results.reserve(which.size());
     for (std::size_t first = 0; first < mappings_.size();) {
@@ -548,7 +550,9 @@ class Sweep {
   /// Mappings that one walk had best read together.
   std::size_t span_end(std::size_t first) const {
     std::size_t last = first + 1;
-    while (last < mappings_.size() && mappings_[last].tables == mappings_[first].tables &&
+    const bool one_source = tables_ == nullptr || tables_ == &translator_;
+    while (last < mappings_.size() &&
+           (one_source || mappings_[last].tables == mappings_[first].tables) &&
            mappings_[last].vma->range.start - mappings_[last - 1].vma->range.end <=
                bridged_per_vma * (last + 1)) {
       ++last;
@@ -557,11 +561,13 @@ class Sweep {
   }
 
   Translator& source(std::size_t first, std::size_t last) {
-    if (!mappings_[first].tables) return translator_;
-    if (Translator* const tables = translator_.page_tables()) return *tables;
+    if (tables_ != nullptr) return mappings_[first].tables ? *tables_ : translator_;
     if (const Error* const why = translator_.why_blind()) {
-      for (std::size_t j = mappings_[first].judges; j < judges_end(last - 1); ++j)
-        judges_[j].blind(to_string(*why));
+      for (std::size_t i = first; i < last; ++i) {
+        if (!mappings_[i].tables) continue;
+        for (std::size_t j = mappings_[i].judges; j < judges_end(i); ++j)
+          judges_[j].blind(to_string(*why));
+      }
     }
     return translator_;
   }
@@ -591,6 +597,7 @@ class Sweep {
   VmaInspector& inspector_;
   Facts& facts_;
   WalkOptions options_;
+  Translator* tables_ = nullptr;  ///< where a mapping takes them and they can be read
   std::vector<Judge> judges_;
   std::vector<Mapping> mappings_;
 };
