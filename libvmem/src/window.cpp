@@ -420,7 +420,7 @@ class Judge {
     if (fault) add(*fault, in_order() && !expected ? "beyond the window's end" : "");
     if (node) add(node->first, std::move(node->second));
     if (check_.cache != 0) judge_cache(cache, add);
-    if (check_.leaf) judge_leaf(rest.leaf_shift, add);
+    if (check_.leaf) judge_leaf(rest, run, add);
     if (good) result_.pages_ok += page_size_.pages(run);
     cut_front(rest, run, page_size_);
   }
@@ -456,12 +456,22 @@ class Judge {
     }
   }
 
-  void judge_leaf(unsigned shift, auto add) {
+  void judge_leaf(const Extent& extent, std::uint64_t bytes, auto add) {
+    const unsigned shift = extent.leaf_shift;
     if (shift == 0) {
       add(FindingKind::unseen, only_tables("the leaf size"));
     } else if (shift != check_.leaf->shift()) {
       add(FindingKind::wrong_leaf, size_text(shift) + ", not " + size_text(check_.leaf->shift()));
+    } else if (!within_mapping(extent.va, extent.va + bytes, shift)) {
+      add(FindingKind::unseen, size_text(shift) + " leaves that the mapping does not hold");
     }
+  }
+
+  /// No kernel lets a leaf map what is not of its VMA; a record may say so.
+  bool within_mapping(VirtAddr start, VirtAddr end, unsigned shift) const {
+    const std::uint64_t within = (std::uint64_t{1} << shift) - 1;
+    return (start.value & ~within) >= vma_.range.start.value &&
+           ((end.value - 1) | within) <= vma_.range.end.value - 1;
   }
 
   std::string only_tables(const char* what) const {

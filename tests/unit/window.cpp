@@ -542,3 +542,15 @@ TEST_CASE("a frame whose address 64 bits do not hold is not one of the window") 
   CHECK(verdict("0x900") == "pass 16/16");
   CHECK(verdict("0x100000000900").starts_with("unverified 0/0\nunseen"));
 }
+
+TEST_CASE("a leaf that is said to map more than the mapping does not pass") {
+  PagedMemory memory;
+  map(memory, va, 16, base);
+  for (std::uint64_t i = 0; i < 16; ++i) memory.pages[va + i * page].leaf_shift = 21;
+  Check check = window_check(base, 16 * page);
+  check.leaf = PageSize{2 << 20};
+  CHECK(judge(memory, check) ==
+        "unverified 0/16\n"
+        "unseen 7f0000000000+10000 want 90000000 is 90000000: 2M leaves that the mapping does not "
+        "hold");
+}
