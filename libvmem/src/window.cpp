@@ -527,21 +527,26 @@ class Sweep {
     for (const std::size_t i : which) {
       const MappingCheck& c = checks[i];
       if (mappings_.empty() || mappings_.back().vma != c.vma)
-        mappings_.push_back({c.vma, judges_.size(), false});
+        mappings_.push_back({c.vma, judges_.size(), 0, false});
       mappings_.back().tables = mappings_.back().tables || Judge::takes_tables(*c.check);
       judges_.emplace_back(*c.check, *c.vma, inspector_, facts_);
+      mappings_.back().end = judges_.size();
     }
     tables_ = nullptr;
     if (std::ranges::any_of(mappings_, &Mapping::tables)) tables_ = translator_.page_tables();
-    std::vector<CheckResult> results;
-    results.reserve(which.size());
+    // One source after the other: each walk reads maps from the start.
+    if (!one_source()) {
+      std::ranges::sort(mappings_, {},
+                        [](const Mapping& m) { return std::pair(m.tables, m.vma->range.start); });
+    }
+    std::vector<CheckResult> results(which.size());
     for (std::size_t first = 0; first < mappings_.size();) {
       const std::size_t last = span_end(first);
       const auto walked = walk(first, last);
-      const std::size_t end = judges_end(last - 1);
-      for (std::size_t j = mappings_[first].judges; j < end; ++j)
-        results.push_back(judges_[j].finish(walked ? nullptr : &walked.error()));
-      first = last;
+      for (; first < last; ++first) {
+        for (std::size_t j = mappings_[first].judges; j < mappings_[first].end; ++j)
+          results[j] = judges_[j].finish(walked ? nullptr : &walked.error());
+      }
     }
     return results;
   }
@@ -549,20 +554,18 @@ class Sweep {
  private:
   struct Mapping {
     const Vma* vma;
-    std::size_t judges;  ///< the first of its judges
+    std::size_t judges, end;  ///< its judges
     bool tables;
   };
 
-  std::size_t judges_end(std::size_t mapping) const {
-    return mapping + 1 < mappings_.size() ? mappings_[mapping + 1].judges : judges_.size();
-  }
+  /// Whether page tables are read as all else is, or cannot be.
+  bool one_source() const { return tables_ == nullptr || tables_ == &translator_; }
 
   /// Mappings that one walk had best read together.
   std::size_t span_end(std::size_t first) const {
     std::size_t last = first + 1;
-    const bool one_source = tables_ == nullptr || tables_ == &translator_;
     while (last < mappings_.size() &&
-           (one_source || mappings_[last].tables == mappings_[first].tables) &&
+           (one_source() || mappings_[last].tables == mappings_[first].tables) &&
            mappings_[last].vma->range.start - mappings_[last - 1].vma->range.end <=
                bridged_per_vma * (last + 1)) {
       ++last;
@@ -575,7 +578,7 @@ class Sweep {
     if (const Error* const why = translator_.why_blind()) {
       for (std::size_t i = first; i < last; ++i) {
         if (!mappings_[i].tables) continue;
-        for (std::size_t j = mappings_[i].judges; j < judges_end(i); ++j)
+        for (std::size_t j = mappings_[i].judges; j < mappings_[i].end; ++j)
           judges_[j].blind(to_string(*why));
       }
     }
@@ -590,7 +593,7 @@ class Sweep {
       for (std::size_t i = at; i < last && mappings_[i].vma->range.start < extent.end(); ++i) {
         const Vma& wanted = *mappings_[i].vma;
         const bool same = vma != nullptr && *vma == wanted;
-        for (std::size_t j = mappings_[i].judges; j < judges_end(i); ++j) {
+        for (std::size_t j = mappings_[i].judges; j < mappings_[i].end; ++j) {
           if (same)
             judges_[j].take(extent);
           else
