@@ -126,7 +126,10 @@ namespace {
 Result<std::unique_ptr<Translator>> open_recorded(const Process& process) {
   auto extents = open_recorded_extents(process);
   if (!extents && extents.error().code == Errc::not_found) return open_pagemap(process);
-  if (extents && process.open_file("pagemap")) {
+  if (!extents) return extents;
+  // One that cannot be opened is there all the same.
+  if (const auto pagemap = process.open_file("pagemap");
+      pagemap || pagemap.error().code != Errc::not_found) {
     return std::unexpected(Error{.code = Errc::malformed,
                                  .what = "opening recorded extents",
                                  .path = process.path("extents"),

@@ -274,6 +274,9 @@ TEST_CASE("what no recorder writes is refused, with the reason") {
   SystemModel both = with_extents("vmem-extents 1 pagemap\nend\n");
   both.processes.front().has_pagemap = true;
   CHECK(refusal(both) == "there is a pagemap, too: which one holds?");
+  both.processes.front().has_pagemap = false;
+  both.links["proc/1/pagemap"] = "pagemap";
+  CHECK(refusal(both) == "there is a pagemap, too: which one holds?");
 }
 
 TEST_CASE("of a leaf all pages are recorded") {
