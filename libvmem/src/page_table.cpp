@@ -386,7 +386,7 @@ bool cpu_has_avx2() {
     unsigned a = 0, b = 0, c = 0, d = 0;
     if (__get_cpuid(leaf_features, &a, &b, &c, &d) == 0 || (c & bit_OSXSAVE) == 0) return false;
     unsigned low = 0, high = 0;
-    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     if ((low & xmm_and_ymm) != xmm_and_ymm) return false;
     return __get_cpuid_count(leaf_extended, 0, &a, &b, &c, &d) != 0 && (b & bit_AVX2) != 0;
   }();
