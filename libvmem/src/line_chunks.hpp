@@ -69,12 +69,15 @@ class LineChunks {
   std::uint64_t offset_ = 0;
 };
 
-/// Cuts the first line off `text`, without its newline.
-inline std::string_view take_line(std::string_view& text) {
-  const std::size_t newline = text.find('\n');
-  const std::string_view line = text.substr(0, newline);
-  text.remove_prefix(newline == std::string_view::npos ? text.size() : newline + 1);
-  return line;
+/// Cuts off what stands before the first `end`, and that; all of `text` where there is none.
+inline std::string_view take_until(std::string_view& text, char end) {
+  const std::size_t at = text.find(end);
+  const std::string_view taken = text.substr(0, at);
+  text.remove_prefix(at == std::string_view::npos ? text.size() : at + 1);
+  return taken;
 }
+
+/// Cuts the first line off `text`, without its newline.
+inline std::string_view take_line(std::string_view& text) { return take_until(text, '\n'); }
 
 }  // namespace vmem

@@ -19,12 +19,8 @@
 namespace vmem {
 namespace {
 
-std::string_view take_word(std::string_view& text) {
-  const std::size_t space = text.find(' ');
-  const std::string_view word = text.substr(0, space);
-  text.remove_prefix(space == std::string_view::npos ? text.size() : space + 1);
-  return word;
-}
+/// Words are separated by one space: two have an empty one between them.
+std::string_view take_word(std::string_view& text) { return take_until(text, ' '); }
 
 bool number(std::string_view text, std::uint64_t& value, int base = 0) {
   if (base == 0) {

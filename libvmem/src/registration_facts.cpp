@@ -33,6 +33,13 @@ std::optional<std::uint64_t> number(std::string_view text, int base = 10) {
   return value;
 }
 
+/// In bytes.
+std::optional<std::uint64_t> kilobytes(std::string_view text) {
+  const auto value = number(text);
+  if (!value || *value > UINT64_MAX >> 10) return {};
+  return *value << 10;
+}
+
 /// What follows `key` in a line that begins with it.
 std::optional<std::string_view> after(std::string_view line, std::string_view key) {
   line = trimmed(line);
@@ -203,17 +210,6 @@ bool PinReader::unpinned(Pfn first, std::uint64_t frames, std::uint64_t stride,
   }
   return true;
 }
-
-namespace {
-
-/// In bytes.
-std::optional<std::uint64_t> kilobytes(std::string_view text) {
-  const auto value = number(text);
-  if (!value || *value > UINT64_MAX >> 10) return {};
-  return *value << 10;
-}
-
-}  // namespace
 
 LockLimits read_lock_limits(const Process& process) {
   LockLimits limits;

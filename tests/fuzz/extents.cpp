@@ -8,14 +8,10 @@ using namespace vmem;
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   static const fuzz::Tree tree;
   if (size < 1) return 0;
-  constexpr std::string_view access[] = {"full", "hidden", "none"};
-  tree.write("manifest", "page_size 4096\npfn_access " + std::string(access[data[0] % 3]) + "\n");
+  fuzz::write_manifest(tree, data[0]);
   tree.write("proc/1/extents", fuzz::text(data + 1, size - 1));
-  const auto root = SysRoot::open(tree.path());
-  fuzz::must(root.has_value(), "opening");
-  const auto process = root->process(1);
-  fuzz::must(process.has_value(), "process");
-  const auto translator = open_translator(*process);
+  const fuzz::System system(tree);
+  const auto translator = open_translator(system.process);
   if (!translator) return 0;
   constexpr VaRange whole{{0}, {~std::uint64_t{0} & ~std::uint64_t{0xfff}}};
   VirtAddr at = whole.start;

@@ -13,6 +13,7 @@
 #include <filesystem>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "vmem/sysroot.hpp"
 
@@ -50,6 +51,31 @@ class Tree {
  private:
   std::string path_ = "/dev/shm/vmem-fuzz-XXXXXX";
 };
+
+/// The recorded system and its one process.
+struct System {
+  explicit System(const Tree& tree) : root(opened(tree)), process(started(root)) {}
+  SysRoot root;
+  Process process;
+
+ private:
+  static SysRoot opened(const Tree& tree) {
+    auto root = SysRoot::open(tree.path());
+    must(root.has_value(), "opening");
+    return std::move(*root);
+  }
+  static Process started(const SysRoot& root) {
+    auto process = root.process(1);
+    must(process.has_value(), "process");
+    return std::move(*process);
+  }
+};
+
+/// A machine of 4 KiB pages, with each kind of PFN access in turn.
+inline void write_manifest(const Tree& tree, std::uint8_t which) {
+  constexpr std::string_view access[] = {"full", "hidden", "none"};
+  tree.write("manifest", "page_size 4096\npfn_access " + std::string(access[which % 3]) + "\n");
+}
 
 inline std::string_view text(const std::uint8_t* data, std::size_t size) {
   return {reinterpret_cast<const char*>(data), size};

@@ -31,16 +31,13 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
 
   static const fuzz::Tree tree;
   tree.write("proc/1/maps", all);
-  const auto root = SysRoot::open(tree.path());
-  fuzz::must(root.has_value(), "opening");
-  const auto process = root->process(1);
-  fuzz::must(process.has_value(), "process");
-  const auto vmas = read_vmas(*process);
+  const fuzz::System system(tree);
+  const auto vmas = read_vmas(system.process);
   if (!vmas) return 0;
   fuzz::must(parsed.has_value() && vmas->size() == lines, "the file is another answer");
   for (const Vma& vma : *vmas) {
-    classify(vma, {}, root->page_size());
-    const auto found = find_vma(*process, vma.range.start);
+    classify(vma, {}, system.root.page_size());
+    const auto found = find_vma(system.process, vma.range.start);
     fuzz::must(found && *found == vma, "find_vma");
     if (vmas->size() > 8) break;
   }

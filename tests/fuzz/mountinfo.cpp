@@ -11,13 +11,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
              "/memfd:x (deleted)\n"
              "50000-60000 rw-p 00000000 00:0f 3 /mnt/huge/x\n");
   tree.write("proc/1/mountinfo", fuzz::text(data, size));
-  const auto root = SysRoot::open(tree.path());
-  fuzz::must(root.has_value(), "opening");
-  const auto process = root->process(1);
-  fuzz::must(process.has_value(), "process");
-  const auto vmas = read_vmas(*process);
+  const fuzz::System system(tree);
+  const auto vmas = read_vmas(system.process);
   fuzz::must(vmas.has_value(), "maps");
-  VmaInspector inspector(*process);
+  VmaInspector inspector(system.process);
   for (const Vma& vma : *vmas) {
     fuzz::must(!to_string(inspector.classify(vma).kind).empty(), "kind");
     inspector.blindness(vma);

@@ -9,11 +9,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   tree.write("proc/1/maps",
              "1000-2000 rw-s 00000000 00:05 7 /dev/window\n20000-40000 rw-p 00000000 00:00 0 \n");
   tree.write("proc/1/smaps", fuzz::text(data, size));
-  const auto root = SysRoot::open(tree.path());
-  fuzz::must(root.has_value(), "opening");
-  const auto process = root->process(1);
-  fuzz::must(process.has_value(), "process");
-  SmapsReader reader(*process);
+  const fuzz::System system(tree);
+  SmapsReader reader(system.process);
   for (const std::uint64_t address : {std::uint64_t{0x1000}, std::uint64_t{0x2fff},
                                       std::uint64_t{0}, ~std::uint64_t{0}, std::uint64_t{0x1000}}) {
     const auto entry = reader.find({address});
@@ -24,9 +21,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     if ((*entry)->flags)
       fuzz::must((*entry)->flags->text().size() <= size, "flags longer than the text");
   }
-  const auto vmas = read_vmas(*process);
+  const auto vmas = read_vmas(system.process);
   fuzz::must(vmas.has_value(), "maps");
-  VmaInspector inspector(*process);
+  VmaInspector inspector(system.process);
   for (const Vma& vma : *vmas) {
     inspector.classify(vma);
     inspector.blindness(vma);
