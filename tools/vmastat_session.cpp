@@ -116,7 +116,8 @@ class Vmastat {
            recorded ? "the recording lacks kpagecount or smaps with sums" : "run as root");
     }
     if (refused_ != 0) {
-      fail(fmt::format("{} processes could not be read: permission denied", refused_),
+      fail(fmt::format("{} could not be read: permission denied",
+                       refused_ == 1 ? "1 process" : fmt::format("{} processes", refused_)),
            "other users' processes take CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH: run as root");
     }
     const Status status = finish_output(out_, status_, messages_);
