@@ -2,8 +2,6 @@
 /// vmastat's sums of a stopped process against the kernel's smaps.
 #pragma once
 
-#include <filesystem>
-
 #include "live/oracle.hpp"
 #include "vmem/stats.hpp"
 
@@ -28,13 +26,6 @@ inline std::vector<StatsAnswer> read_stats(const Process& process, StatsOptions 
   });
   if (!read) throw std::runtime_error(to_string(read.error()));
   return answers;
-}
-
-/// Whether processes that are none of ours map the same file: as they start and end, the shares
-/// change at any time, also to what they were before.
-inline bool mapped_by_others(const Vma& vma) {
-  static const std::string self = std::filesystem::read_symlink("/proc/self/exe").string();
-  return vma.path == self || vma.path.find(".so") != std::string::npos;
 }
 
 /// Whether every share that can be compared is the kernel's.
