@@ -13,7 +13,6 @@
 #include "errors.hpp"
 #include "extent_builder.hpp"
 #include "page_table.hpp"
-#include "shared_walk.hpp"
 
 namespace vmem {
 namespace {
@@ -22,45 +21,26 @@ using page_table::Format;
 using page_table::Limits;
 
 /// Loading a program takes some milliseconds, and it can serve one process after the other.
-class IdlePrograms {
+class IdleProgram {
  public:
   std::unique_ptr<BpfProgram> take() {
     const std::scoped_lock lock(mutex_);
-    for (auto& idle : programs_) {
-      // After a fork the parent's go on being the parent's.
-      if (idle && !idle->ours()) idle.reset();
-      if (idle) return std::move(idle);
-    }
-    return nullptr;
+    // After a fork the parent's goes on being the parent's.
+    if (program_ && !program_->ours()) program_.reset();
+    return std::move(program_);
   }
   void give(std::unique_ptr<BpfProgram> program) {
     const std::scoped_lock lock(mutex_);
-    if (!program->ours()) return;
-    for (auto& idle : programs_) {
-      if (!idle) {
-        idle = std::move(program);
-        return;
-      }
-    }
-  }
-
-  /// `seconds` were spent by one thread on what two could have shared. True once these add up to
-  /// what loading another program takes: who walks little never pays for it, and who walks much
-  /// loses as much again at most.
-  bool another_pays(double seconds) {
-    constexpr double loading = 5e-3;  // bench/README.md
-    const std::scoped_lock lock(mutex_);
-    return (shareable_seconds_ += seconds) >= loading;
+    if (program->ours()) program_ = std::move(program);
   }
 
  private:
   std::mutex mutex_;
-  std::unique_ptr<BpfProgram> programs_[2];  ///< as many as there are readers of a walk
-  double shareable_seconds_ = 0;
+  std::unique_ptr<BpfProgram> program_;
 };
-IdlePrograms& idle_programs() {
+IdleProgram& idle_program() {
   // Never destroyed: a translator may outlive what is.
-  static auto* const idle = new IdlePrograms;
+  static auto* const idle = new IdleProgram;
   return *idle;
 }
 
@@ -167,7 +147,7 @@ class Decoder {
 class BpfTranslator final : public Translator {
  public:
   static Result<std::unique_ptr<BpfTranslator>> open(const Process& process) {
-    auto program = idle_programs().take();
+    auto program = idle_program().take();
     if (!program) {
       auto loaded = BpfProgram::load(process.root());
       if (!loaded) return std::unexpected(std::move(loaded.error()));
@@ -184,7 +164,7 @@ class BpfTranslator final : public Translator {
   }
   BpfTranslator(const BpfTranslator&) = delete;
   BpfTranslator& operator=(const BpfTranslator&) = delete;
-  ~BpfTranslator() override { idle_programs().give(std::move(program_)); }
+  ~BpfTranslator() override { idle_program().give(std::move(program_)); }
 
   Backend backend() const override { return Backend::bpf; }
   std::uint8_t known_bits() const override { return page_bit::soft_dirty | page_bit::uffd_wp; }
@@ -287,84 +267,13 @@ class BpfTranslator final : public Translator {
   }
 
   Result<void> read(VaRange range, const WalkOptions& options, ExtentBuilder& builder) {
-    if (options.threads < 2) return read_alone(range, options, builder);
-    // How much work there is shows only by doing some of it.
-    constexpr double alone = 2e-4;
-    const double start = thread_seconds();
-    double before = 0;
     while (!range.empty() && !options.stopped()) {
-      const double spent = thread_seconds() - start;
-      if (spent >= alone && range.bytes() > 2 * run_bytes()) {
-        if (BpfTranslator* const other = partner(spent - before))
-          return read_by_two(*other, range, options, builder);
-        before = spent;
-      }
-      auto more = read_part(range, builder);
-      if (!more) return std::unexpected(std::move(more.error()));
-      if (!*more) return {};
+      auto reached = run(range);
+      if (!reached) return std::unexpected(std::move(reached.error()));
+      if (!Decoder{*program_, builder}.decode(range.start, *reached)) return {};
+      range.start = *reached;
     }
     return {};
-  }
-
-  Result<void> read_alone(VaRange range, const WalkOptions& options, ExtentBuilder& builder) {
-    while (!range.empty() && !options.stopped()) {
-      auto more = read_part(range, builder);
-      if (!more) return std::unexpected(std::move(more.error()));
-      if (!*more) return {};
-    }
-    return {};
-  }
-
-  /// One run, which is cut off from `range`. False once the sink has had enough.
-  Result<bool> read_part(VaRange& range, ExtentBuilder& builder) {
-    auto reached = run(range);
-    if (!reached) return std::unexpected(std::move(reached.error()));
-    const VirtAddr start = std::exchange(range.start, *reached);
-    return Decoder{*program_, builder}.decode(start, *reached);
-  }
-
-  Result<void> read_by_two(BpfTranslator& second, VaRange range, const WalkOptions& options,
-                           ExtentBuilder& builder) {
-    builder.mark(0);  // the readers mark what they read themselves
-    const auto reading = [&options](BpfTranslator& by) {
-      return [&by, &options](VaRange part, ExtentSink sink) {
-        ExtentBuilder runs{by.process_.root().page_size(), sink};
-        auto result = by.read_alone(part, options, runs);
-        runs.flush();
-        return result;
-      };
-    };
-    const auto mine = reading(*this);
-    const auto other = reading(second);
-    return walk_by_two(
-        mine, other, range, options,
-        {.smallest = run_bytes() / 16, .first = run_bytes(), .runs = 4096, .ahead = 8},
-        [&](const Extent& run) { return builder.add(run); });
-  }
-
-  /// What one run copies where all is populated with small pages.
-  std::uint64_t run_bytes() const {
-    return std::uint64_t{VMEM_TABLES} << program_->direct_map().format.shift(1);
-  }
-
-  /// A second reader of the same address space, or none: because it does not pay yet, or cannot be
-  /// had. `seconds` were spent without it.
-  BpfTranslator* partner(double seconds) {
-    if (partner_ || partner_refused_) return partner_.get();
-    auto program = idle_programs().take();
-    if (!program) {
-      if (!idle_programs().another_pays(seconds)) return nullptr;
-      if (auto loaded = BpfProgram::load(process_.root())) {
-        program = std::move(*loaded);
-        program->use(program_->direct_map());  // proven, until the next boot
-      }
-    }
-    if (program) {
-      std::unique_ptr<BpfTranslator> second(new BpfTranslator(process_, std::move(program)));
-      if (second->attach() && second->identity_ == identity_) partner_ = std::move(second);
-    }
-    partner_refused_ = partner_ == nullptr;
-    return partner_.get();
   }
 
   /// Learns who it is that the PID names.
@@ -477,8 +386,6 @@ class BpfTranslator final : public Translator {
   Fd iterator_;
   vmem_filter filter_ = vmem_filter_task;
   Identity identity_;
-  std::unique_ptr<BpfTranslator> partner_;
-  bool partner_refused_ = false;
   bool busy_ = false;
 };
 

@@ -10,7 +10,6 @@
 #include <algorithm>
 #include <atomic>
 #include <csignal>
-#include <mutex>
 #include <set>
 
 #include "live/children.hpp"
@@ -387,80 +386,6 @@ TEST_CASE("ranges of any size and place tile, and walks may be nested") {
     REQUIRE(result);
     CHECK(at == end);
   }
-}
-
-TEST_CASE("two readers of page tables answer as one") {
-  if (!bpf_works()) return;
-  constexpr std::uint64_t table = std::uint64_t{1} << 21;
-  constexpr std::uint64_t sparse = 4096, dense = 128, end = sparse + dense;  // tables
-  const Child child = fork_child([](const std::function<void()>& ready) {
-    char* const memory = map_at(place, end * 512, MAP_NORESERVE);
-    madvise(memory, end * table, MADV_NOHUGEPAGE);
-    for (std::uint64_t i = 0; i < sparse; ++i) memory[i * table] = 1;
-    // Every other page, then the others: more extents than are held for a piece.
-    for (std::uint64_t first = 0; first < 2; ++first) {
-      for (std::uint64_t i = first; i < dense * 512; i += 2)
-        memory[sparse * table + i * base_page] = 1;
-    }
-    for (std::uint64_t i = 100; i < sparse; i += 100)
-      mprotect(memory + i * table, base_page, PROT_READ);
-    // Where the kernel has soft-dirty bits, what one reader begins with has them, and the rest not.
-    const int clear = open("/proc/self/clear_refs", O_WRONLY | O_CLOEXEC);
-    (void)!write(clear, "4", 1);
-    char* const again = map_at(place, sparse / 2 * 512, MAP_NORESERVE);
-    madvise(again, sparse / 2 * table, MADV_NOHUGEPAGE);
-    for (std::uint64_t i = 0; i < sparse / 2; ++i) again[i * table] = 1;
-    ready();
-    wait_for_ever();
-  });
-  stop(child.pid());
-  const Process process = process_of(child.pid());
-  {
-    const auto first = open_bpf(process);
-    const auto second = open_bpf(process);
-  }  // two programs are idle now
-  const auto bpf = open_bpf(process);
-  const VaRange range{{place}, {place + end * table}};
-  std::vector<Extent> alone;
-  REQUIRE(bpf->walk(range, {}, [&](const Extent& e) {
-    alone.push_back(e);
-    return true;
-  }));
-  REQUIRE(alone.size() > 2 * sparse);
-
-  static std::mutex mutex;
-  static std::set<pthread_t> threads;  // that ask whether to stop
-  const WalkOptions two{.threads = 2, .stop = [] {
-                          const std::scoped_lock lock(mutex);
-                          threads.insert(pthread_self());
-                          return false;
-                        }};
-  const auto same = [](const Extent& a, const Extent& b) {
-    return a.va == b.va && a.bytes == b.bytes && equal_pages(a, b, 255) &&
-           ((a.pte ^ b.pte) & ~pte_bit::usage) == 0;
-  };
-  for (int i = 0; i < 30; ++i) {
-    std::size_t next = 0;
-    std::uint64_t different = 0;
-    const std::size_t enough = i % 3 == 0 ? alone.size() * static_cast<std::size_t>(i) / 30 : 0;
-    const auto result = bpf->walk(range, two, [&](const Extent& e) {
-      different += next >= alone.size() || !same(e, alone[next]) ? 1 : 0;
-      if (i % 10 == 5 && next == alone.size() / 2) {
-        // In the middle of a walk, another one on the same translator.
-        std::uint64_t bytes = 0;
-        CHECK(bpf->walk(range, two, [&](const Extent& inner) {
-          bytes += inner.bytes;
-          return true;
-        }));
-        CHECK(bytes == range.bytes());
-      }
-      return ++next != enough;
-    });
-    REQUIRE(result);
-    CHECK(different == 0);
-    CHECK(next == (enough != 0 ? enough : alone.size()));
-  }
-  CHECK(threads.size() > 1);
 }
 
 TEST_CASE("our own process, and its child after a fork") {
