@@ -63,6 +63,10 @@ Result<void> PagemapReader::read(VaRange range, ExtentSink sink) {
       hugetlb_.reset();
   }
   while (open_ && !range.empty() && (stop_ == nullptr || !stop_())) {
+    if (range.start >= space_end_) {
+      emit_absent(range);
+      break;
+    }
     VirtAddr end = range.end;
     const bool small = range.bytes() <= small_pages * page_size_.bytes() && !hugetlb_;
     if (small || dense_ || (!can_scan_ && !seeks_holes_)) {
@@ -158,7 +162,15 @@ Result<void> PagemapReader::read_outright(VaRange range, std::optional<unsigned>
     else
       decode_blocks(read);
     if (whole != count) {
-      // The kernel answers 0 bytes once the address space is gone (exit, exec).
+      // The kernel answers 0 bytes above the last user address (pagemap_read() in
+      // fs/proc/task_mmu.c), but also once the address space is gone (exit, exec): then for 0, too.
+      std::uint64_t first = 0;
+      const auto alive = recorded_ ? Result<std::size_t>(0) : read_at(fd_, &first, sizeof first, 0);
+      if (alive && *alive == sizeof first) {
+        space_end_ = read.end;
+        emit_absent({read.end, range.end});
+        return {};
+      }
       return std::unexpected(Error{.code = recorded_ ? Errc::malformed : Errc::process_changed,
                                    .what = "reading pagemap",
                                    .path = process_.path("pagemap"),

@@ -76,20 +76,21 @@ class PagemapReader {
   bool every_page_;
   std::optional<PageSize> hugetlb_;  ///< of what a recorded file holds of the range
   bool (*stop_)();
+  VirtAddr space_end_{~std::uint64_t{0}};  ///< above it the kernel has no entries, once that showed
   bool can_scan_ = true;
-  bool dense_ = false;           ///< the last window was: read the next outright
-  std::uint64_t window_;         ///< bytes to scan next
-  std::uint64_t scan_pages_;     ///< pages at which that scan stops
+  bool dense_ = false;  ///< the last window was: read the next outright
+  std::uint64_t window_;  ///< bytes to scan next
+  std::uint64_t scan_pages_;  ///< pages at which that scan stops
   std::uint64_t populated_ = 0;  ///< pages decoded that are not absent
-  std::uint64_t huge_ = 0;       ///< of these, in huge leaves
-  VaRange leaf_range_;           ///< the VMA that huge_leaf() asked about last
+  std::uint64_t huge_ = 0;  ///< of these, in huge leaves
+  VaRange leaf_range_;  ///< the VMA that huge_leaf() asked about last
   PageSize leaf_size_;
   bool leaf_is_hugetlb_ = false;
   std::int64_t data_start_ = 0;  ///< a stretch of a recorded file without a hole: half-open, in
-  std::int64_t data_end_ = 0;    ///< bytes
+  std::int64_t data_end_ = 0;  ///< bytes
   const ExtentSink* sink_ = nullptr;
-  bool open_ = true;             ///< the sink wants more
-  std::size_t capacity_ = 0;     ///< of entries_
+  bool open_ = true;  ///< the sink wants more
+  std::size_t capacity_ = 0;  ///< of entries_
   std::unique_ptr<std::uint64_t[]> entries_;
   std::unique_ptr<Region[]> regions_;
 };

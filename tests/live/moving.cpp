@@ -78,6 +78,32 @@ bool is_sparse(const Extent& e) {
 
 }  // namespace
 
+TEST_CASE("above the last user address nothing is mapped, and no process has ended") {
+  Child child = sparse_child(1);
+  const Process process = process_of(child.pid());
+  const auto translator = open_translator(process, Backend::pagemap);
+  REQUIRE(translator);
+  constexpr std::uint64_t last = std::uint64_t{1} << 57;  // with 5 levels, of the kernel's half too
+  for (const unsigned threads : {1U, 2U}) {
+    for (const std::uint64_t start : {place, last / 2, last - base_page}) {
+      std::uint64_t at = start, resident = 0;
+      REQUIRE((*translator)->walk({{start}, {last}}, {.threads = threads}, [&](const Extent& e) {
+        CHECK(e.va.value == at);
+        at = e.end().value;
+        resident += e.state == PageState::resident ? 1 : 0;
+        return true;
+      }));
+      CHECK(at == last);
+      CHECK((resident != 0) == (start == place));
+    }
+  }
+  child.end();
+  const auto gone =
+      (*translator)->walk({{last - base_page}, {last}}, {}, [](const Extent&) { return true; });
+  REQUIRE_FALSE(gone);
+  CHECK(gone.error().code == Errc::process_changed);
+}
+
 TEST_CASE("a process that ends during a walk is an error, and what came before is right") {
   for (const unsigned threads : {1U, 2U}) {
     for (const unsigned stop_after : {0U, 1U, 100U, 20'000U}) {

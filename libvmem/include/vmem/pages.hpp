@@ -138,7 +138,8 @@ using ExtentSink = FunctionRef<bool(const Extent&)>;
 
 /// How much to read, and how fast.
 struct WalkOptions {
-  /// 1 or 2. With 2 a second thread shares the reading once a walk proves long.
+  /// 1 or 2. With 2 a second thread shares the reading once a walk proves long. A sink that forks
+  /// must then not return in the child: fork(2) copies no other thread, and the walk waits for it.
   unsigned threads = 1;
   /// Read the entry of every page, also in huge leaves: no leaf_sampled extents. (Of a hugetlb
   /// page a live kernel says all by one entry.)
