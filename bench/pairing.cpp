@@ -38,6 +38,9 @@ void measure(benchmark::State& state, const Row& row) {
     return false;
   };
   const auto pair = [&](bool counted) {
+    for (int i = 0; i < row.warm_up; ++i) {
+      if (error = row.ours(); !error.empty()) return stop(error);
+    }
     const double a = seconds(row.ours, error);
     if (!error.empty()) return stop(error);
     const double b = seconds(row.plain, error);

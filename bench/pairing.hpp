@@ -21,6 +21,7 @@ struct Row {
   FunctionRef<std::string()> plain;
   FunctionRef<bool()> agree;
   std::uint64_t operations = 1;  ///< in one call of either: times are given for one
+  int warm_up = 0;  ///< calls of `ours`, not timed, before each that is
 };
 void measure(benchmark::State& state, const Row& row);
 

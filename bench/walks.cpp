@@ -32,7 +32,17 @@ struct Sum {
   }
 };
 
-enum class How : std::uint8_t { walk, walk_two_threads, walk_bpf, translate, translate_bpf };
+enum class How : std::uint8_t {
+  walk,
+  walk_two_threads,
+  walk_bpf,
+  walk_bpf_warm,  ///< some walks after the plain loop
+  translate,
+  translate_bpf
+};
+bool by_page_tables(How how) {
+  return how == How::walk_bpf || how == How::walk_bpf_warm || how == How::translate_bpf;
+}
 
 void all_pfns(benchmark::State& state, const std::string& workload, How how) {
   Subject* const s = subject(state, workload);
@@ -46,7 +56,7 @@ void all_pfns(benchmark::State& state, const std::string& workload, How how) {
 
   Translator* source = s->translator.get();
   std::unique_ptr<Translator> by_bpf;
-  if (how == How::walk_bpf || how == How::translate_bpf) {
+  if (by_page_tables(how)) {
     auto opened = open_translator(s->process, Backend::bpf);
     if (!opened) return state.SkipWithError(to_string(opened.error()).c_str());
     by_bpf = std::move(*opened);
@@ -69,8 +79,10 @@ void all_pfns(benchmark::State& state, const std::string& workload, How how) {
         plain_pagemap(plain_fd.get(), memory.start, memory.end, page_size.bytes(), &plain);
     return result == 0 ? "" : std::string("plain loop: ") + std::strerror(errno);
   };
-  measure(state,
-          {library, loop, [&] { return std::memcmp(&ours.sum, &plain, sizeof plain) == 0; }});
+  measure(state, {.ours = library,
+                  .plain = loop,
+                  .agree = [&] { return std::memcmp(&ours.sum, &plain, sizeof plain) == 0; },
+                  .warm_up = how == How::walk_bpf_warm ? 5 : 0});
   state.counters["pages"] = static_cast<double>(plain.present);
   state.counters["extents"] = static_cast<double>(ours.extents);
 }
@@ -123,6 +135,7 @@ void register_walks() {
       ->Unit(benchmark::kMillisecond);
   add("anon", "translate", How::translate, 15);
   add("anon", "walk, bpf", How::walk_bpf, 15);
+  add("anon", "walk, bpf, warm", How::walk_bpf_warm, 15);
   add("anon", "translate, bpf", How::translate_bpf, 15);
   add("thp", "walk", How::walk, 15);
   add("thp", "walk, bpf", How::walk_bpf, 15);

@@ -8,14 +8,7 @@
 #include <string_view>
 #include <utility>
 
-#ifdef __SSE2__
-#include <immintrin.h>
-#endif
-#ifdef __x86_64__
-#include <cpuid.h>
-#define VMEM_AVX2 1
-#endif
-
+#include "leaf_comparison.hpp"
 #include "pagemap_decode.hpp"
 
 namespace vmem::page_table {
@@ -29,13 +22,6 @@ constexpr std::uint64_t bits(unsigned high, unsigned low) {
 
 constexpr unsigned varies_factor = pte_bit::accessed_varies / pte_bit::accessed;
 static_assert(pte_bit::dirty_varies / pte_bit::dirty == varies_factor);
-
-/// How the raw values of neighbouring leaves are alike: all of it that is neither the frame nor set
-/// by the processor page by page must be the same for them to differ in nothing else.
-struct Fields {
-  std::uint64_t frame = 0;  ///< of the address, the bits that stand where they are in the address
-  std::uint64_t usage = 0;  ///< pte_bit::accessed and dirty, where they are the entry's own bits
-};
 
 /// arch/x86/include/asm/pgtable_types.h; Intel SDM volume 3A, 4.5.
 namespace x86 {
@@ -73,6 +59,7 @@ constexpr std::uint64_t address(const Format& f, unsigned shift) {
   return bits(51, shift) & ~f.encryption_mask;
 }
 
+static_assert(std::popcount(accessed | dirty) == 2 && (accessed | dirty) < bit(32));
 constexpr Fields fields(const Format& f, unsigned shift) {
   return {address(f, shift), accessed | dirty};
 }
@@ -367,181 +354,20 @@ Extent extent_of(const Format& f, unsigned level, VirtAddr va, const Entry& entr
   return run;
 }
 
-/// What is found in a stretch of leaves, up to 64: bit n of each number is for entry n.
-struct Stretch {
-  unsigned count = 0;  ///< alike in all but frame and usage: the next one, if any, is not
-  std::uint64_t jumps = 0;  ///< its frame does not follow that of the entry before
-  /// The lower and the higher bit of usage. (On x86 accessed and dirty; elsewhere there is none.)
-  std::uint64_t low = 0, high = 0;
-};
-
-#ifdef VMEM_AVX2
-/// Whether the CPU has AVX2 and the kernel saves its registers (Intel SDM vol. 1, 14.7.1). Not
-/// __builtin_cpu_supports: libgcc then runs a dozen CPUID before main(), and each traps in a
-/// virtual machine, which a lookup that reads no page table would pay, too.
-bool cpu_has_avx2() {
-  static const bool answer = [] {
-    constexpr unsigned leaf_features = 1, leaf_extended = 7;
-    constexpr unsigned xmm_and_ymm = 6;
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    if (__get_cpuid(leaf_features, &a, &b, &c, &d) == 0 || (c & bit_OSXSAVE) == 0) return false;
-    unsigned low = 0, high = 0;
-    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    if ((low & xmm_and_ymm) != xmm_and_ymm) return false;
-    return __get_cpuid_count(leaf_extended, 0, &a, &b, &c, &d) != 0 && (b & bit_AVX2) != 0;
-  }();
-  return answer;
-}
-#endif
-
-/// Compares leaves with their neighbours. The frames of a process jump where it cannot be foreseen,
-/// and so do accessed bits where the kernel samples them: nothing here branches on either.
-class Comparison {
- public:
-  Comparison(Fields fields, std::uint64_t step)
-      : alike_(~(fields.frame | fields.usage)),
-        usage_(fields.usage),
-        step_(step),
-        low_(static_cast<unsigned>(std::countr_zero(fields.usage)) & 63),
-        high_(static_cast<unsigned>(std::bit_width(fields.usage) - 1) & 63) {}
-
-  /// Looks at up to `most` (1 to 64) entries; at[-1] is the leaf before them.
-  Stretch look(const std::uint64_t* at, std::size_t most) const {
-#ifdef VMEM_AVX2
-    if (cpu_has_avx2()) return look_avx2(at, most);
-#endif
-    return look_plain(at, most);
-  }
-
- private:
-  static constexpr unsigned block = 8;
-
-  /// One more entry, behind what `s` has found so far; false if it is not alike. What is carried
-  /// out of the frame is not alike.
-  bool look_at(const std::uint64_t* at, Stretch& s) const {
-    const std::uint64_t here = at[s.count], before = at[std::ptrdiff_t{s.count} - 1];
-    if (((here ^ before) & alike_) != 0) return false;
-    s.jumps |= std::uint64_t{(here & ~usage_) - (before & ~usage_) != step_} << s.count;
-    s.low |= ((here & usage_) >> low_ & 1) << s.count;
-    s.high |= ((here & usage_) >> high_ & 1) << s.count;
-    ++s.count;
-    return true;
-  }
-
-  Stretch look_plain(const std::uint64_t* at, std::size_t most) const {
-    Stretch s;
-#ifdef __SSE2__
-    const auto all = [](std::uint64_t value) {
-      return _mm_set1_epi64x(static_cast<long long>(value));
-    };
-    const auto load = [](const std::uint64_t* from) {
-      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-    };
-    const auto signs = [](__m128i a, __m128i b) {
-      return static_cast<unsigned>(_mm_movemask_pd(_mm_castsi128_pd(a)) |
-                                   _mm_movemask_pd(_mm_castsi128_pd(b)) << 2);
-    };
-    const __m128i to_low = _mm_cvtsi32_si128(static_cast<int>(63 - low_)),
-                  to_high = _mm_cvtsi32_si128(static_cast<int>(63 - high_));
-    while (s.count + block <= most) {
-      __m128i differs = _mm_setzero_si128();
-      unsigned follow = 0, low = 0, high = 0;
-#pragma GCC unroll 2
-      for (unsigned n = 0; n < block; n += 4) {
-        const __m128i a = load(at + s.count + n), b = load(at + s.count + n + 2);
-        const __m128i a0 = load(at + s.count + n - 1), b0 = load(at + s.count + n + 1);
-        differs = _mm_or_si128(differs, _mm_or_si128(_mm_xor_si128(a, a0), _mm_xor_si128(b, b0)));
-        const auto follows = [&](__m128i here, __m128i before) {
-          const __m128i delta = _mm_sub_epi64(_mm_andnot_si128(all(usage_), here),
-                                              _mm_andnot_si128(all(usage_), before));
-          return _mm_castsi128_ps(_mm_cmpeq_epi32(delta, all(step_)));
-        };
-        // A lane is 64 bits, compared as two halves: the low ones of four entries, and the high
-        // ones.
-        const __m128 f = follows(a, a0), g = follows(b, b0);
-        const __m128 both = _mm_and_ps(_mm_shuffle_ps(f, g, 0x88), _mm_shuffle_ps(f, g, 0xdd));
-        follow |= static_cast<unsigned>(_mm_movemask_ps(both)) << n;
-        const __m128i u = _mm_and_si128(a, all(usage_)), v = _mm_and_si128(b, all(usage_));
-        low |= signs(_mm_sll_epi64(u, to_low), _mm_sll_epi64(v, to_low)) << n;
-        high |= signs(_mm_sll_epi64(u, to_high), _mm_sll_epi64(v, to_high)) << n;
-      }
-      differs = _mm_or_si128(differs, _mm_unpackhi_epi64(differs, differs));
-      if ((static_cast<std::uint64_t>(_mm_cvtsi128_si64(differs)) & alike_) != 0) break;
-      add_block(s, follow, low, high);
-    }
-#endif
-    while (s.count < most && look_at(at, s)) {
-    }
-    return s;
-  }
-
-#ifdef VMEM_AVX2
-  [[gnu::target("avx2")]] Stretch look_avx2(const std::uint64_t* at, std::size_t most) const {
-    const __m256i alike = _mm256_set1_epi64x(static_cast<long long>(alike_));
-    const __m256i usage = _mm256_set1_epi64x(static_cast<long long>(usage_));
-    const __m256i step = _mm256_set1_epi64x(static_cast<long long>(step_));
-    // Usage stands in the lower half of an entry.
-    const __m128i to_low = _mm_cvtsi32_si128(static_cast<int>(31 - low_) & 31),
-                  to_high = _mm_cvtsi32_si128(static_cast<int>(31 - high_) & 31);
-    Stretch s;
-    while (s.count + block <= most) {
-      const auto* const here = reinterpret_cast<const __m256i*>(at + s.count);
-      const auto* const before = reinterpret_cast<const __m256i*>(at + s.count - 1);
-      const __m256i a = _mm256_loadu_si256(here), b = _mm256_loadu_si256(here + 1);
-      const __m256i a0 = _mm256_loadu_si256(before), b0 = _mm256_loadu_si256(before + 1);
-      const __m256i differs = _mm256_or_si256(_mm256_xor_si256(a, a0), _mm256_xor_si256(b, b0));
-      if (_mm256_testz_si256(differs, alike) == 0) break;
-      const __m256i delta_a =
-          _mm256_sub_epi64(_mm256_andnot_si256(usage, a), _mm256_andnot_si256(usage, a0));
-      const __m256i delta_b =
-          _mm256_sub_epi64(_mm256_andnot_si256(usage, b), _mm256_andnot_si256(usage, b0));
-      // The lower halves of eight lanes, in order.
-      const __m256 f = _mm256_castsi256_ps(_mm256_cmpeq_epi64(delta_a, step)),
-                   g = _mm256_castsi256_ps(_mm256_cmpeq_epi64(delta_b, step));
-      const __m256i follows =
-          _mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(f, g, 0x88)), 0xd8);
-      const __m256 u = _mm256_castsi256_ps(_mm256_and_si256(a, usage)),
-                   v = _mm256_castsi256_ps(_mm256_and_si256(b, usage));
-      const __m256i used =
-          _mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(u, v, 0x88)), 0xd8);
-      const int follow = _mm256_movemask_ps(_mm256_castsi256_ps(follows));
-      const int low = _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_sll_epi32(used, to_low)));
-      const int high = _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_sll_epi32(used, to_high)));
-      add_block(s, static_cast<unsigned>(follow), static_cast<unsigned>(low),
-                static_cast<unsigned>(high));
-    }
-    while (s.count < most && look_at(at, s)) {
-    }
-    return s;
-  }
-#endif
-
-  static void add_block(Stretch& s, unsigned follow, unsigned low, unsigned high) {
-    s.jumps |= std::uint64_t{follow ^ ((1U << block) - 1)} << s.count;
-    s.low |= std::uint64_t{low} << s.count;
-    s.high |= std::uint64_t{high} << s.count;
-    s.count += block;
-  }
-
-  std::uint64_t alike_;  ///< the bits in which all leaves are the same
-  std::uint64_t usage_;
-  std::uint64_t step_;  ///< from one to the next, if their frames are consecutive
-  unsigned low_, high_;  ///< numbers of the bits of usage
-};
-static_assert(std::popcount(x86::accessed | x86::dirty) == 2);
-
 /// Which bits of usage some of a run's leaves have, and which all.
 class Usage {
  public:
-  explicit Usage(std::uint64_t bits) : low_(bits & (~bits + 1)), high_(bits & ~low_), all_(bits) {}
+  explicit Usage(const Fields& fields)
+      : low_(fields.low_usage()), high_(fields.high_usage()), all_(fields.usage) {}
   void add(std::uint64_t leaf) {
     some_ |= leaf & (low_ | high_);
     all_ &= leaf;
   }
-  /// Entries of a stretch, by a mask.
-  void add(const Stretch& s, std::uint64_t entries) {
-    some_ |= low_ * ((s.low & entries) != 0) | high_ * ((s.high & entries) != 0);
-    all_ &= ~(low_ * ((~s.low & entries) != 0) | high_ * ((~s.high & entries) != 0));
+  /// Those of 64 entries that `which` marks.
+  void add(const Stretch& s, std::size_t word, std::uint64_t which) {
+    const std::uint64_t low = s.low[word], high = s.high[word];
+    some_ |= low_ * ((low & which) != 0) | high_ * ((high & which) != 0);
+    all_ &= ~(low_ * ((~low & which) != 0) | high_ * ((~high & which) != 0));
   }
   /// As Extent::pte has it, beside what `pte` says of all of them.
   std::uint16_t in(std::uint16_t pte) const {
@@ -559,14 +385,14 @@ class Usage {
 std::size_t add_leaves(const Fields fields, bool inverted, std::span<const std::uint64_t> entries,
                        const Extent& leaf, unsigned page_shift, ExtentBuilder& out) {
   const std::uint64_t* const raw = entries.data();
-  const Comparison compare{fields, inverted ? 0 - leaf.bytes : leaf.bytes};
+  const LeafComparison compare{fields, inverted ? 0 - leaf.bytes : leaf.bytes};
   const std::uint64_t flip = inverted ? fields.frame : 0;
   const std::uint64_t high_pfn = leaf.pfn.value & ~(fields.frame >> page_shift);
   const auto leaf_shift = static_cast<unsigned>(std::countr_zero(leaf.bytes));
 
   Extent run = leaf;
   std::size_t start = 0, at = 1;
-  const Usage none{fields.usage};
+  const Usage none{fields};
   Usage usage = none;
   usage.add(raw[0]);
   const auto end_run = [&](std::size_t end) {
@@ -575,24 +401,29 @@ std::size_t add_leaves(const Fields fields, bool inverted, std::span<const std::
     run.pfn = {high_pfn | ((raw[start] ^ flip) & fields.frame) >> page_shift};
     run.pte = usage.in(leaf.pte);
   };
+  Stretch s;
   for (bool more = true; more && at < entries.size();) {
-    const Stretch s = compare.look(raw + at, std::min<std::size_t>(entries.size() - at, 64));
-    std::uint64_t rest = s.count < 64 ? bit(s.count) - 1 : ~std::uint64_t{0};
-    for (std::uint64_t jumps = s.jumps; jumps != 0; jumps &= jumps - 1) {
-      const std::uint64_t before = (jumps & (~jumps + 1)) - 1;
-      usage.add(s, rest & before);
-      rest &= ~before;
-      const std::size_t next = at + static_cast<unsigned>(std::countr_zero(jumps));
-      end_run(next);
-      // A run in the middle goes on nothing: its neighbours are of its kind, and their frames are
-      // others.
-      if (start == 0 ? !out.add(run) : !out.hand_on(run)) return 0;
-      start = next;
-      usage = none;
+    compare.look(raw + at, std::min(entries.size() - at, Stretch::most), s);
+    more = s.count == Stretch::most;
+    for (std::size_t done = 0; done < s.count; done += 64) {
+      const std::size_t word = done / 64;
+      const std::size_t here = std::min<std::size_t>(s.count - done, 64);
+      std::uint64_t rest = ~std::uint64_t{0} >> (64 - here);
+      for (std::uint64_t jumps = s.jumps[word] & rest; jumps != 0; jumps &= jumps - 1) {
+        const std::uint64_t before = (jumps & (~jumps + 1)) - 1;
+        usage.add(s, word, rest & before);
+        rest &= ~before;
+        const std::size_t next = at + static_cast<unsigned>(std::countr_zero(jumps));
+        end_run(next);
+        // A run in the middle goes on nothing: its neighbours are of its kind, and their frames are
+        // others.
+        if (start == 0 ? !out.add(run) : !out.hand_on(run)) return 0;
+        start = next;
+        usage = none;
+      }
+      usage.add(s, word, rest);
+      at += here;
     }
-    usage.add(s, rest);
-    at += s.count;
-    more = s.count == 64;
   }
   end_run(at);
   return out.add(run) ? at : 0;
