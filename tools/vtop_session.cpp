@@ -32,10 +32,10 @@ class Vtop {
         process_(process),
         translator_(translator),
         page_size_(process.root().page_size()),
-        inspector_(process),
+        inspector_(inspector()),
         details_(inspector_),
         table_(out_, details_, page_size_, columns_, options.bytes, use_color(options.color)),
-        page_bits_(options.json || needs_bits(columns_)) {}
+        page_bits_(needs_bits(columns_)) {}
 
   int run(const std::vector<std::string>& addresses) {
     if (options_.frames) open_frames();
@@ -49,7 +49,7 @@ class Vtop {
 
     const bool block = addresses.size() == 1 && addresses[0] != "-" && options_.columns.empty();
     const bool batch = std::ranges::find(addresses, "-") != addresses.end();
-    if (options_.json && !batch) begin_document(true);
+    if (options_.json && !batch) begin_document(true, addresses.empty());
     if (addresses.empty()) {
       heading();
       whole_process();
@@ -111,11 +111,13 @@ class Vtop {
 
   // ---- output
 
-  void begin_document(bool lines) {
+  void begin_document(bool lines, bool everything = false) {
     if (!json_) access_ = pfn_access(process_, translator_);
     json_.emplace(out_, details_, page_size_, lines);
     document_error_ = standing_error_;
-    json_->begin(json_prologue("vtop", process_.root(), access_, translator_.backend()), process_);
+    const Translator& source =
+        everything ? translator_.for_walk(UINT64_MAX, walk_options()) : translator_;
+    json_->begin(json_prologue("vtop", process_.root(), access_, source.backend()), process_);
   }
 
   void heading() {
@@ -223,8 +225,12 @@ class Vtop {
 
   // ---- questions
 
+  VmaInspector inspector() const {
+    return {process_, [this](VirtAddr from) { return translator_.vm_flags(from); }};
+  }
+
   void look_afresh() {
-    inspector_ = VmaInspector{process_};
+    inspector_ = inspector();
     details_.forget();
   }
 

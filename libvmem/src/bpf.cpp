@@ -2,9 +2,9 @@
 /// The BPF backend: page tables, copied by a program in the kernel and decoded here.
 #include <algorithm>
 #include <cerrno>
-#include <iterator>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <utility>
 
 #include "backends.hpp"
@@ -13,6 +13,7 @@
 #include "errors.hpp"
 #include "extent_builder.hpp"
 #include "page_table.hpp"
+#include "vm_flags.hpp"
 
 namespace vmem {
 namespace {
@@ -236,13 +237,29 @@ class BpfTranslator final : public Translator {
     if (operations->front() == 0) return std::string();
     const auto kallsyms = process_.root().read_file("proc/kallsyms", std::size_t{64} << 20);
     if (!kallsyms) return std::unexpected(kallsyms.error());
+    if (std::string name = symbol_at(*kallsyms, operations->front()); !name.empty()) return name;
     // Without CONFIG_KALLSYMS_ALL it lists functions alone.
-    constexpr const char* prefixes[] = {"", "fault=", "access=", "open="};
-    for (std::size_t i = 0; i < operations->size() && i < std::size(prefixes); ++i) {
-      const std::string name = symbol_at(*kallsyms, (*operations)[i]);
-      if (!name.empty()) return prefixes[i] + name;
+    for (const std::uint64_t function : std::span(*operations).subspan(1)) {
+      const std::string name = function != 0 ? symbol_at(*kallsyms, function) : "";
+      if (!name.empty()) return "function=" + name;
     }
     return not_found("/proc/kallsyms");
+  }
+
+  /// Has a place of its own in the program's memory, so that the sink of a walk may ask.
+  Result<std::vector<FlaggedVma>> vm_flags(VirtAddr from) override {
+    const BpfProgram::KeptRun kept{*program_};
+    if (!flag_names_) {
+      auto names = learn_flag_names();
+      if (!names) return std::unexpected(std::move(names.error()));
+      flag_names_ = std::move(*names);
+    }
+    const auto read = read_vmas(from);
+    if (!read) return std::unexpected(read.error());
+    std::vector<FlaggedVma> vmas;
+    vmas.reserve(read->size());
+    for (const VmaWord& vma : *read) vmas.push_back({vma.range, flag_names_->of(vma.flags)});
+    return vmas;
   }
 
  private:
@@ -280,7 +297,9 @@ class BpfTranslator final : public Translator {
   Result<void> attach() {
     if (auto linked = link(vmem_filter_task); !linked) return linked;
     const VaRange nothing{{0}, {0}};
-    auto seen = read_once(nothing);
+    auto seen = read_once(iterator_, [&](const Fd& iterator, bool continued) {
+      return program_->read(iterator, nothing, continued);
+    });
     if (!seen) return std::unexpected(std::move(seen.error()));
     const vmem_run& run = program_->run();
     if (!*seen) {
@@ -312,21 +331,23 @@ class BpfTranslator final : public Translator {
     return {};
   }
 
-  /// One run, with a new iterator where the last one does not serve. False if it saw no VMA at all.
-  Result<bool> read_once(VaRange range) {
+  /// One run: read(iterator, whether it goes on where the last one stopped), with a new iterator
+  /// where the last one does not serve. False if it saw no VMA at all.
+  using Read = FunctionRef<Result<void>(const Fd&, bool)>;
+  Result<bool> read_once(Fd& iterator, Read read) {
     const vmem_run& run = program_->run();
     for (;;) {
-      const bool continued = iterator_.valid();
+      const bool continued = iterator.valid();
       if (!continued) {
-        auto iterator = program_->iterate(link_);
-        if (!iterator) return std::unexpected(std::move(iterator.error()));
-        iterator_ = std::move(*iterator);
+        auto fresh = program_->iterate(link_);
+        if (!fresh) return std::unexpected(std::move(fresh.error()));
+        iterator = std::move(*fresh);
       }
-      if (auto read = program_->read(iterator_, range, continued); !read) {
-        iterator_ = Fd{};
-        return std::unexpected(std::move(read.error()));
+      if (auto done = read(iterator, continued); !done) {
+        iterator = Fd{};
+        return std::unexpected(std::move(done.error()));
       }
-      if (run.ended != 0 || run.lost != 0 || run.seen == 0) iterator_ = Fd{};
+      if (run.ended != 0 || run.lost != 0 || run.seen == 0) iterator = Fd{};
       if (continued && (run.lost != 0 || run.seen == 0)) continue;
       if (run.seen != 0) return true;
       // The iterator looks at the first thread, which may have ended before the others.
@@ -337,20 +358,59 @@ class BpfTranslator final : public Translator {
     }
   }
 
-  /// Reads from the start of `range` on. Returns how far: all below is in the program's memory.
-  Result<VirtAddr> run(VaRange range) {
+  /// The same, of the process that was opened.
+  Result<void> read_process(Fd& iterator, Read read) {
     if (!program_->ours()) {
       return fail(Errc::invalid_argument, "reading page tables after a fork", process_.path(""));
     }
-    const auto seen = read_once(range);
+    const auto seen = read_once(iterator, read);
     if (!seen) return std::unexpected(seen.error());
     if (!*seen || identity(program_->run()) != identity_) {
-      if (auto alive = process_.check_alive(); !alive)
-        return std::unexpected(std::move(alive.error()));
+      if (auto alive = process_.check_alive(); !alive) return alive;
       return fail(Errc::process_changed, "reading page tables", process_.path(""));
     }
+    return {};
+  }
+
+  /// Reads from the start of `range` on. Returns how far: all below is in the program's memory.
+  Result<VirtAddr> run(VaRange range) {
+    auto read = read_process(iterator_, [&](const Fd& iterator, bool continued) {
+      return program_->read(iterator, range, continued);
+    });
+    if (!read) return std::unexpected(std::move(read.error()));
     const vmem_run& run = program_->run();
     return run.ended != 0 ? range.end : std::min(range.end, VirtAddr{run.cursor});
+  }
+
+  /// VMAs that end above `from`; none if there are no more. The run before it is forgotten.
+  Result<std::vector<VmaWord>> read_vmas(VirtAddr from) {
+    do {
+      auto read = read_process(vmas_iterator_, [&](const Fd& iterator, bool continued) {
+        return program_->read_vmas(iterator, from, continued);
+      });
+      if (!read) return std::unexpected(std::move(read.error()));
+    } while (program_->vmas().empty() && program_->run().ended == 0);
+    return words(program_->vmas());
+  }
+
+  static std::vector<VmaWord> words(std::span<const vmem_vma> vmas) {
+    std::vector<VmaWord> words;
+    words.reserve(vmas.size());
+    for (const vmem_vma& vma : vmas) words.push_back({{{vma.start}, {vma.end}}, vma.flags});
+    return words;
+  }
+
+  /// The run before it is forgotten.
+  Result<VmFlagNames> learn_flag_names() const {
+    const auto self = process_.root().self();
+    if (!self) return std::unexpected(self.error());
+    const auto link = program_->link(self->pid(), vmem_filter_task);
+    if (!link) return std::unexpected(link.error());
+    const auto iterator = program_->iterate(*link);
+    if (!iterator) return std::unexpected(iterator.error());
+    if (auto read = program_->read_vmas(*iterator, {0}, false); !read)
+      return std::unexpected(std::move(read.error()));
+    return VmFlagNames::learn(*self, words(program_->vmas()));
   }
 
   void add_steps(PageWalk& walk) const {
@@ -384,6 +444,8 @@ class BpfTranslator final : public Translator {
   std::unique_ptr<BpfProgram> program_;
   Fd link_;
   Fd iterator_;
+  Fd vmas_iterator_;
+  std::optional<VmFlagNames> flag_names_;
   vmem_filter filter_ = vmem_filter_task;
   Identity identity_;
   bool busy_ = false;

@@ -121,7 +121,7 @@ void BpfProgram::use(const DirectMap& map) {
 Result<void> BpfProgram::read(const Fd& iterator) {
   vmem_run& run = *program_.run;
   run.seen = run.ended = run.lost = 0;
-  run.records = run.tables = run.covers = run.pointer_count = 0;
+  run.records = run.tables = run.covers = run.vmas = run.pointer_count = 0;
   run.show = run.closed = 0;
   for (vmem_path& path : run.path) path.show = 0;
   char nothing[64];
@@ -136,6 +136,14 @@ Result<void> BpfProgram::read(const Fd& iterator, VaRange range, bool continued)
   run.mode = vmem_mode_walk;
   run.cursor = range.start.value;
   run.end = range.end.value;
+  run.continued = continued ? 1 : 0;
+  return read(iterator);
+}
+
+Result<void> BpfProgram::read_vmas(const Fd& iterator, VirtAddr from, bool continued) {
+  vmem_run& run = *program_.run;
+  run.mode = vmem_mode_vmas;
+  run.cursor = from.value;
   run.continued = continued ? 1 : 0;
   return read(iterator);
 }

@@ -56,9 +56,27 @@ class BpfProgram {
   /// there is no such VMA. No page table is read.
   Result<std::vector<std::uint64_t>> read_vm_ops(const Fd& iterator, VirtAddr address);
 
+  /// One read() of the iterator for vmas(): those that end above `from`, as many as fit. They have
+  /// a place of their own: what a run has brought stays, and run() with a KeptRun.
+  Result<void> read_vmas(const Fd& iterator, VirtAddr from, bool continued);
+
+  /// Puts run() back as it was.
+  class KeptRun {
+   public:
+    explicit KeptRun(BpfProgram& program) : program_(program), run_(program.run()) {}
+    KeptRun(const KeptRun&) = delete;
+    KeptRun& operator=(const KeptRun&) = delete;
+    ~KeptRun() { *program_.program_.run = run_; }
+
+   private:
+    BpfProgram& program_;
+    const vmem_run run_;
+  };
+
   const vmem_run& run() const { return *program_.run; }
   std::span<const vmem_record> records() const { return {program_.records, run().records}; }
   std::span<const vmem_cover> covers() const { return {program_.covers, run().covers}; }
+  std::span<const vmem_vma> vmas() const { return {program_.vmas, run().vmas}; }
   std::span<const std::uint64_t> table(const vmem_record& record) const {
     return {program_.tables + std::size_t{record.slot} * VMEM_ENTRIES, VMEM_ENTRIES};
   }

@@ -70,6 +70,8 @@ bool may_be_internal_hugetlb(std::string_view path) {
          path.starts_with("/SYSV");
 }
 
+constexpr std::string_view gate = "[vsyscall]";
+
 }  // namespace
 
 struct VmaInspector::State {
@@ -85,11 +87,39 @@ struct VmaInspector::State {
   std::uint32_t node_major = 0;
   std::uint32_t node_minor = 0;
   std::optional<bool> node;
-  std::optional<std::vector<std::pair<std::string, bool>>> own_mappings;
+  std::optional<std::vector<std::pair<std::string, VmFlags>>> own_mappings;
+  VmFlagsSource flags_source;
+  std::vector<FlaggedVma>
+      flagged;  ///< all VMAs that end above `flagged_from` and begin below `flagged_to`
+  VirtAddr flagged_from, flagged_to;
   VaRange hugetlb_range;
   std::optional<PageSize> hugetlb_size;
 
-  explicit State(const Process& p) : process(&p), smaps(p) {}
+  State(const Process& p, VmFlagsSource source)
+      : process(&p), smaps(p), flags_source(std::move(source)) {}
+
+  /// What the quicker source knows of the VMA that holds the start of this one.
+  std::optional<VmFlags> quick_flags(const Vma& vma) {
+    if (!flags_source) return {};
+    const VirtAddr address = vma.range.start;
+    if (address < flagged_from || address >= flagged_to) {
+      auto told = flags_source(address);
+      if (!told) {
+        flags_source = nullptr;
+        return {};
+      }
+      flagged = std::move(*told);
+      flagged_from = address;
+      flagged_to = flagged.empty() ? VirtAddr{UINT64_MAX} : flagged.back().range.end;
+    }
+    const auto after = std::ranges::upper_bound(flagged, address, {},
+                                                [](const FlaggedVma& v) { return v.range.end; });
+    if (after != flagged.end() && after->range.contains(address)) return after->flags;
+    // The kernel's own VMA (get_gate_vma()), in no process's list.
+    if (vma.path != gate) return {};
+    const VmFlags* const own = own_flags(vma.path);
+    return own != nullptr ? std::optional(*own) : std::nullopt;
+  }
 
   /// The mount with the VMA's device number; null where none has it. Check mounts_refused.
   const Mount* mount_of(const Vma& vma) {
@@ -174,17 +204,18 @@ struct VmaInspector::State {
 
   PageSize page_size() const { return process->root().page_size(); }
 
-  /// Whether this kernel's mapping of that name is VM_PFNMAP: it is the same for every
-  /// process ([vvar] is on 6.18, and is not on 7.x), and our own smaps are short.
-  std::optional<bool> own_mapping_is_pfnmap(const std::string& name) {
+  /// The flags of our own mapping of that name, [vvar] or [vsyscall]: whether it is VM_PFNMAP is
+  /// the same for every process ([vvar] is on 6.18, and is not on 7.x), and our own smaps are
+  /// short. Null if there is none.
+  const VmFlags* own_flags(const std::string& name) {
     if (!own_mappings) {
       own_mappings.emplace();
       if (!process->root().recorded()) read_own_mappings();
     }
-    for (const auto& [known, pfnmap] : *own_mappings) {
-      if (known == name) return pfnmap;
+    for (const auto& [known, flags] : *own_mappings) {
+      if (known == name) return &flags;
     }
-    return {};
+    return nullptr;
   }
 
   void read_own_mappings() {
@@ -195,10 +226,10 @@ struct VmaInspector::State {
     SmapsReader own_smaps{*self};
     Vma vma;
     for (auto more = reader->next(vma); more && *more; more = reader->next(vma)) {
-      if (!vma.path.starts_with("[vvar")) continue;
+      if (!vma.path.starts_with("[vvar") && vma.path != gate) continue;
       const auto entry = own_smaps.find(vma.range.start);
       if (entry && *entry && (*entry)->flags)
-        own_mappings->emplace_back(vma.path, (*entry)->flags->has("pf"));
+        own_mappings->emplace_back(vma.path, *(*entry)->flags);
     }
   }
 
@@ -224,12 +255,15 @@ struct VmaInspector::State {
   }
 };
 
-VmaInspector::VmaInspector(const Process& process) : state_(std::make_unique<State>(process)) {}
+VmaInspector::VmaInspector(const Process& process) : VmaInspector(process, nullptr) {}
+VmaInspector::VmaInspector(const Process& process, VmFlagsSource flags)
+    : state_(std::make_unique<State>(process, std::move(flags))) {}
 VmaInspector::VmaInspector(VmaInspector&&) noexcept = default;
 VmaInspector& VmaInspector::operator=(VmaInspector&&) noexcept = default;
 VmaInspector::~VmaInspector() = default;
 
 std::optional<VmFlags> VmaInspector::flags(const Vma& vma, std::size_t most) {
+  if (auto told = state_->quick_flags(vma)) return told;
   auto entry = state_->smaps_entry(vma, most);
   return entry ? std::move(entry->flags) : std::nullopt;
 }
@@ -305,7 +339,7 @@ Classification VmaInspector::classify(const Vma& vma) {
 
 VmaInspector::Blindness VmaInspector::blindness(const Vma& vma) {
   State& s = *state_;
-  if (vma.path == "[vsyscall]") return Blindness::gate;
+  if (vma.path == gate) return Blindness::gate;
   bool device_like = false;
   if (vma.path.starts_with('/')) {
     VmaFacts facts;
@@ -330,9 +364,8 @@ VmaInspector::Blindness VmaInspector::blindness(const Vma& vma) {
     device_like = true;
   }
   if (vma.path.starts_with("[vvar")) {
-    if (const auto pfnmap = s.own_mapping_is_pfnmap(vma.path)) {
-      return *pfnmap ? Blindness::pfnmap : Blindness::sighted;
-    }
+    if (const VmFlags* const own = s.own_flags(vma.path))
+      return own->has("pf") ? Blindness::pfnmap : Blindness::sighted;
   }
   if (const auto codes = flags(vma))
     return codes->has("pf") ? Blindness::pfnmap : Blindness::sighted;

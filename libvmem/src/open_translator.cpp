@@ -51,6 +51,15 @@ class Automatic final : public Translator {
     return tables != nullptr ? tables->vm_ops(address) : Translator::vm_ops(address);
   }
 
+  Result<std::vector<FlaggedVma>> vm_flags(VirtAddr from) override {
+    // smaps takes as long as a walk does.
+    if (!flags_asked_) {
+      flags_asked_ = true;
+      if (!process_.root().recorded() && resident_pages(process_) >= long_walk_pages) page_tables();
+    }
+    return tables_ ? tables_->vm_flags(from) : Translator::vm_flags(from);
+  }
+
   Translator& for_walk(std::uint64_t bytes, const WalkOptions& options) override {
     const std::uint64_t pages = process_.root().page_size().pages(bytes);
     if (options.page_bits || process_.root().recorded() || pages < long_walk_pages ||
@@ -84,6 +93,7 @@ class Automatic final : public Translator {
   std::unique_ptr<Translator> pagemap_;
   std::unique_ptr<Translator> tables_;
   bool asked_ = false;
+  bool flags_asked_ = false;
   std::optional<Error> why_blind_;
 };
 
@@ -114,6 +124,13 @@ Result<std::string> Translator::vm_ops(VirtAddr address) {
                                .path = {},
                                .address = address.value,
                                .hint = "only BPF tells them"});
+}
+
+Result<std::vector<FlaggedVma>> Translator::vm_flags(VirtAddr) {
+  return std::unexpected(Error{.code = Errc::not_supported,
+                               .what = "asking for the flags of mappings",
+                               .path = {},
+                               .hint = "only BPF tells them, beside smaps"});
 }
 
 Translator& Translator::for_walk(std::uint64_t, const WalkOptions&) { return *this; }

@@ -858,10 +858,8 @@ TEST_CASE("who made a mapping") {
   };
   for (const Mapping& m : child.mappings()) {
     if (m.name == "anon") is(m, {""});
-    if (m.name == "vdso") is(m, {"special_mapping_vmops", "fault=special_mapping_fault"});
-    if (m.name == "perf-ring")
-      is(m, {"perf_mmap_vmops", "fault=perf_mmap_fault", "fault=perf_mmap_pfn_mkwrite",
-             "open=perf_mmap_open"});
+    if (m.name == "vdso") is(m, {"special_mapping_vmops", "function=special_mapping_close"});
+    if (m.name == "perf-ring") is(m, {"perf_mmap_vmops", "function=perf_mmap_open"});
   }
   const auto nobody = bpf->vm_ops({0x1000});
   REQUIRE_FALSE(nobody);

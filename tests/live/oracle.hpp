@@ -109,6 +109,44 @@ inline std::vector<PlainSmaps> plain_smaps(pid_t pid) {
   return all;
 }
 
+struct FlagTally {
+  std::size_t named = 0, unnamed = 0;
+  std::vector<std::string> faults;
+};
+/// VmFlags of all VMAs as the source tells them, against smaps. [vsyscall] is in no process's list.
+inline FlagTally check_flags(Translator& source, pid_t pid) {
+  FlagTally tally;
+  std::vector<FlaggedVma> told;
+  for (VirtAddr from{};;) {
+    const auto some = source.vm_flags(from);
+    if (!some) {
+      tally.faults.push_back(to_string(some.error()));
+      return tally;
+    }
+    if (some->empty()) break;
+    told.insert(told.end(), some->begin(), some->end());
+    from = some->back().range.end;
+  }
+  auto smaps = plain_smaps(pid);
+  std::erase_if(smaps, [](const PlainSmaps& s) { return s.start >> 63 != 0; });
+  if (told.size() != smaps.size())
+    tally.faults.push_back(std::to_string(told.size()) + " VMAs, smaps has " +
+                           std::to_string(smaps.size()));
+  for (std::size_t i = 0; i < std::min(told.size(), smaps.size()); ++i) {
+    const FlaggedVma& vma = told[i];
+    const std::string codes =
+        vma.flags ? " " + std::string(vma.flags->text()) + "  " : smaps[i].flags;
+    ++(vma.flags ? tally.named : tally.unnamed);
+    if (vma.range != VaRange{{smaps[i].start}, {smaps[i].end}} || codes != smaps[i].flags) {
+      std::ostringstream fault;
+      fault << std::hex << vma.range.start.value << ":" << codes << "; smaps " << smaps[i].start
+            << ":" << smaps[i].flags;
+      tally.faults.push_back(fault.str());
+    }
+  }
+  return tally;
+}
+
 /// The library's name for what the plain reader saw, where smaps shows the VMA's flags.
 inline std::string expected_state(const PlainRun& plain, const PlainSmaps& smaps) {
   return plain.state == "eof" || smaps.has("pf") ? "unseen" : plain.state;

@@ -250,6 +250,12 @@ Tally check_process(pid_t pid, unsigned addresses) {
     against_plain(plain, later, smaps, source.answers, *source.translator, tally);
   if (sources.size() == 3) against_each_other(sources[1].answers, sources[2].answers, tally);
   check_addresses(process, sources, later, smaps, addresses, tally);
+  for (const Source& source : sources) {
+    if (source.translator->backend() != Backend::bpf) continue;
+    FlagTally flags = check_flags(*source.translator, pid);
+    std::ranges::move(flags.faults, std::back_inserter(tally.faults));
+    if (flags.named == 0) tally.faults.emplace_back("no VMA's flags were named");
+  }
   return tally;
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -90,6 +91,15 @@ class VMEM_EXPORT VmFlags {
  private:
   std::string codes_;
 };
+
+/// A VMA and its flags; empty: not known.
+struct FlaggedVma {
+  VaRange range;
+  std::optional<VmFlags> flags;
+};
+/// Tells VmFlags without smaps: all VMAs that end above an address, ascending, or the first of
+/// them; none: there are no more. An error: it does not tell, and need not be asked again.
+using VmFlagsSource = std::function<Result<std::vector<FlaggedVma>>(VirtAddr)>;
 
 /// What smaps says of one VMA.
 struct SmapsEntry {
@@ -189,6 +199,9 @@ VMEM_EXPORT Classification classify(const Vma& vma, const VmaFacts& facts, PageS
 class VMEM_EXPORT VmaInspector {
  public:
   explicit VmaInspector(const Process& process);
+  /// The same with a quicker source of flags than smaps; what it does not know is still taken from
+  /// there.
+  VmaInspector(const Process& process, VmFlagsSource flags);
   VmaInspector(VmaInspector&&) noexcept;
   VmaInspector& operator=(VmaInspector&&) noexcept;
   ~VmaInspector();
@@ -197,8 +210,8 @@ class VMEM_EXPORT VmaInspector {
   /// from a stream.
   Classification classify(const Vma& vma);
 
-  /// VmFlags, from smaps; empty where they cannot be read, or only by passing more than
-  /// `most` VMAs.
+  /// VmFlags, from smaps unless a quicker source tells; empty where they cannot be read, or only by
+  /// passing more than `most` VMAs.
   std::optional<VmFlags> flags(const Vma& vma, std::size_t most = SIZE_MAX);
 
   /// The entry of smaps for just this VMA; empty where there is none or smaps cannot be read.
@@ -220,9 +233,9 @@ class VMEM_EXPORT VmaInspector {
   /// Whether pagemap is blind to this VMA (VM_PFNMAP). Ask only where it showed nothing:
   /// the answer may cost a read of smaps.
   enum class Blindness : std::uint8_t {
-    sighted,   ///< ordinary memory: nothing shown means nothing there
-    pfnmap,    ///< VM_PFNMAP, as smaps says
-    gate,      ///< [vsyscall]: not in the process's own page tables
+    sighted,  ///< ordinary memory: nothing shown means nothing there
+    pfnmap,  ///< VM_PFNMAP, as smaps says
+    gate,  ///< [vsyscall]: not in the process's own page tables
     unproven,  ///< could be VM_PFNMAP, and smaps cannot be read
   };
   Blindness blindness(const Vma& vma);

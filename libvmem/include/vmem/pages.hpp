@@ -204,11 +204,16 @@ class VMEM_EXPORT Translator {
 
   /// Which driver made the mapping at `address`: the symbol of its VMA's vm_operations_struct, as
   /// /proc/kallsyms has it ("special_mapping_vmops", "uio_physical_vm_ops [uio]"); on a kernel
-  /// without CONFIG_KALLSYMS_ALL one of its functions ("fault=special_mapping_fault"). Empty: it
+  /// without CONFIG_KALLSYMS_ALL one of its functions ("function=special_mapping_close"). Empty: it
   /// has none, as anonymous memory. May take some 100 ms. Errors: not_supported where this source
   /// does not tell; not_found where no VMA is, or kallsyms does not show the symbol
   /// (kptr_restrict).
   virtual Result<std::string> vm_ops(VirtAddr address);
+
+  /// The VMAs that end above `from`, ascending, with their VmFlags; as many as one look brings,
+  /// none if there are no more. Flags whose names are not certain are left out. Errors:
+  /// not_supported where this source does not tell, or smaps is quicker.
+  virtual Result<std::vector<FlaggedVma>> vm_flags(VirtAddr from);
 
   /// The source to walk some `bytes` of address space with: this one, or what it knows to be
   /// better for that.

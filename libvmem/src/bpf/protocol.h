@@ -15,9 +15,11 @@
 #define VMEM_TABLES 128  /* copied by one run: 512 KiB */
 #define VMEM_RECORDS 256
 #define VMEM_COVERS 2048
+#define VMEM_VMAS 1024
 #define VMEM_RAM_RANGES 256
 #define VMEM_LEVELS 8 /* five are in use */
 #define VMEM_POINTERS 16
+#define VMEM_FUNCTIONS 8 /* of vm_operations_struct: every kernel's has more */
 #define VMEM_ENTRIES 512
 
 typedef unsigned long long vmem_u64;
@@ -28,8 +30,11 @@ enum vmem_mode {
   vmem_mode_pointers, /* no page table is read: only `pointers` */
   vmem_mode_symbol,   /* nor here: pointers[0] is what stands at the kernel address `cursor` */
   /* Nor here: pointers[0] is vm_ops of the VMA that covers `cursor`; behind it, unless that is 0,
-   * stand its functions fault, access and open. */
+   * stand its first VMEM_FUNCTIONS functions. */
   vmem_mode_vm_ops,
+  /* Nor here: `vmas` are those that end above the address that `cursor` was, and the first that did
+   * not fit begins at what it is now. */
+  vmem_mode_vmas,
 };
 
 enum vmem_status {
@@ -53,6 +58,11 @@ struct vmem_cover {
   vmem_u64 start, end;
   vmem_u32 record; /* the first that came with it */
   vmem_u32 soft_dirty; /* all of it, whatever the entries say */
+};
+
+struct vmem_vma {
+  vmem_u64 start, end;
+  vmem_u64 flags; /* vm_flags */
 };
 
 struct vmem_ram {
@@ -81,7 +91,7 @@ struct vmem_run {
   vmem_u32 seen; /* VMAs */
   vmem_u32 ended; /* there are no more VMAs */
   vmem_u32 lost; /* VMAs may have been missed: begin with another iterator */
-  vmem_u32 records, tables, covers, pointer_count;
+  vmem_u32 records, tables, covers, vmas, pointer_count;
   vmem_u64 mm, exec_id, start_boottime; /* which address space of which process */
   vmem_u64 pointers[VMEM_POINTERS]; /* kernel addresses of slab objects */
 

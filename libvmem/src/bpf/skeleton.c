@@ -15,9 +15,12 @@
 static const size_t tables_size = sizeof(uint64_t) * VMEM_ENTRIES * VMEM_TABLES;
 static const size_t records_size = sizeof(struct vmem_record) * VMEM_RECORDS;
 static const size_t covers_size = sizeof(struct vmem_cover) * VMEM_COVERS;
+static const size_t vmas_size = sizeof(struct vmem_vma) * VMEM_VMAS;
 
 /* Elements of an array map follow each other without gaps if their size is a multiple of 8. */
-_Static_assert(sizeof(struct vmem_record) % 8 == 0 && sizeof(struct vmem_cover) % 8 == 0, "gaps");
+_Static_assert(sizeof(struct vmem_record) % 8 == 0 && sizeof(struct vmem_cover) % 8 == 0 &&
+                   sizeof(struct vmem_vma) % 8 == 0,
+               "gaps");
 
 /* Maps an array for reading. Its descriptor is not needed any more then. */
 static const void* map_array(struct bpf_map_desc* map, size_t size) {
@@ -49,7 +52,9 @@ int vmem_program_load(struct vmem_program* program) {
   program->tables = map_array(&skeleton->maps.tables, tables_size);
   program->records = map_array(&skeleton->maps.records, records_size);
   program->covers = map_array(&skeleton->maps.covers, covers_size);
-  if (program->tables == NULL || program->records == NULL || program->covers == NULL) {
+  program->vmas = map_array(&skeleton->maps.vmas, vmas_size);
+  if (program->tables == NULL || program->records == NULL || program->covers == NULL ||
+      program->vmas == NULL) {
     vmem_program_unload(program);
     return ENOMEM;
   }
@@ -63,6 +68,7 @@ void vmem_program_unload(struct vmem_program* program) {
   unmap(program->tables, tables_size);
   unmap(program->records, records_size);
   unmap(program->covers, covers_size);
+  unmap(program->vmas, vmas_size);
   vmem_bpf__destroy(program->skeleton);
   memset(program, 0, sizeof *program);
 }

@@ -21,6 +21,7 @@ struct vmem_program {
   const uint64_t* tables; /* VMEM_TABLES * VMEM_ENTRIES */
   const struct vmem_record* records;
   const struct vmem_cover* covers;
+  const struct vmem_vma* vmas;
   void* skeleton;
 };
 

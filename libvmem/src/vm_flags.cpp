@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: MIT
+#include "vm_flags.hpp"
+
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "errors.hpp"
+
+namespace vmem {
+namespace {
+
+/// include/linux/mm.h and show_smap_vma_flags(); two letters a bit, from bit 0 on. "..": it was
+/// VM_DENYWRITE until 5.15, and is another flag since 6.19, or has never been shown.
+constexpr std::string_view names =
+    "rdwrexsh"
+    "mrmwmems"
+    "gdumpf.."
+    "uwloiosr"
+    "rrdcdelf"
+    "acnrhtsf"
+    "arwfddsd"
+    "mmhgnhmg";
+static_assert(names.size() == 64);
+
+std::optional<VmFlags> by_bits(std::uint64_t word) {
+  std::string codes;
+  for (std::size_t bit = 0; bit < 64; ++bit) {
+    if ((word >> bit & 1) == 0) continue;
+    const std::string_view name = bit < names.size() / 2 ? names.substr(2 * bit, 2) : "..";
+    if (name == "..") return {};
+    if (!codes.empty()) codes += ' ';
+    codes += name;
+  }
+  return VmFlags{codes};
+}
+
+}  // namespace
+
+Result<VmFlagNames> VmFlagNames::learn(const Process& self, std::span<const VmaWord> own) {
+  VmFlagNames learnt;
+  SmapsReader smaps{self};
+  for (const VmaWord& vma : own) {
+    const auto entry = smaps.find(vma.range.start);
+    if (!entry) return std::unexpected(entry.error());
+    // This process maps memory, too, between the one look and the other.
+    if (!*entry || (*entry)->range != vma.range || !(*entry)->flags) continue;
+    const VmFlags& flags = *(*entry)->flags;
+    if (const auto ours = by_bits(vma.flags); ours && ours->text() != flags.text())
+      return fail(Errc::not_supported, "naming vm_flags", self.path("smaps"));
+    learnt.seen_.insert_or_assign(vma.flags, flags);
+  }
+  if (learnt.seen_.empty()) return fail(Errc::not_supported, "naming vm_flags", self.path("smaps"));
+  return learnt;
+}
+
+std::optional<VmFlags> VmFlagNames::of(std::uint64_t word) const {
+  if (const auto seen = seen_.find(word); seen != seen_.end()) return seen->second;
+  return by_bits(word);
+}
+
+}  // namespace vmem

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: MIT
+// VmFlags through BPF are those of smaps.
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+
+#include <cstdio>
+
+#include "live/children.hpp"
+#include "live/oracle.hpp"
+
+using namespace vmem;
+using namespace vmem::test;
+
+namespace {
+
+std::unique_ptr<Translator> bpf_of(const Process& process) {
+  auto translator = open_translator(process, Backend::bpf);
+  if (translator) return std::move(*translator);
+  const Error& e = translator.error();
+  skip_or_fail("bpf", to_string(e) + (e.hint != nullptr ? std::string(" (") + e.hint + ")" : ""));
+  return nullptr;
+}
+
+constexpr std::uint64_t place = 0x200000000000;
+
+/// A mapping of its own at each place, so that no two become one VMA.
+char* map_apart(std::uint64_t n, int prot = PROT_READ | PROT_WRITE, int flags = MAP_PRIVATE) {
+  void* const at = mmap(reinterpret_cast<void*>(place + 4 * n * base_page), base_page, prot,
+                        flags | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+  if (at == MAP_FAILED) throw std::runtime_error("mmap");
+  return static_cast<char*>(at);
+}
+
+/// A VMA for each flag that a program can give it.
+void map_all_flags() {
+  std::uint64_t n = 0;
+  for (const int prot : {PROT_NONE, PROT_READ, PROT_READ | PROT_EXEC, PROT_READ | PROT_WRITE}) {
+    map_apart(n++, prot);
+    map_apart(n++, prot, MAP_SHARED);
+  }
+  for (const int flag : {MAP_NORESERVE, MAP_LOCKED, MAP_GROWSDOWN}) {
+    char* const at = map_apart(n, PROT_READ | PROT_WRITE, MAP_PRIVATE | flag);
+    *at = 1;
+    n += 1000;  // far from what grows down
+  }
+  for (const int advice : {MADV_SEQUENTIAL, MADV_RANDOM, MADV_DONTFORK, MADV_WIPEONFORK,
+                           MADV_DONTDUMP, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_MERGEABLE})
+    (void)madvise(map_apart(n++), base_page, advice);
+  (void)syscall(SYS_mlock2, map_apart(n++), base_page, 1 /* MLOCK_ONFAULT */);
+  const int fd = static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY));
+  uffdio_api api{};
+  api.api = UFFD_API;
+  if (fd < 0 || ioctl(fd, UFFDIO_API, &api) != 0) return;
+  for (const std::uint64_t mode : {UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP}) {
+    uffdio_register range{};
+    range.range = {reinterpret_cast<std::uint64_t>(map_apart(n++)), base_page};
+    range.mode = mode;
+    (void)ioctl(fd, UFFDIO_REGISTER, &range);
+  }
+}
+
+std::string all_faults(const FlagTally& tally) {
+  std::string all;
+  for (const std::string& fault : tally.faults) all += fault + '\n';
+  return all;
+}
+
+}  // namespace
+
+TEST_CASE("VmFlags through BPF: every kind of memory, and every flag that a program can ask for") {
+  const KindsChild kinds;
+  const Child flags = fork_child([](const std::function<void()>& ready) {
+    map_all_flags();
+    ready();
+    wait_for_ever();
+  });
+  for (const pid_t pid : {kinds.pid(), flags.pid()}) {
+    stop(pid);
+    const Process process = process_of(pid);
+    const auto bpf = bpf_of(process);
+    if (!bpf) return;
+    const FlagTally tally = check_flags(*bpf, pid);
+    INFO(all_faults(tally));
+    CHECK(tally.faults.empty());
+    CHECK(tally.named > 30);
+    // Flags above bit 31 that no VMA of ours has, too.
+    CHECK(tally.unnamed * 10 < tally.named);
+  }
+  std::string seen;
+  for (const PlainSmaps& entry : plain_smaps(flags.pid())) seen += entry.flags;
+  for (const char* const code : {"gd", "lo", "nr", "sr", "rr", "dc", "wf", "dd", "nh", "lf"})
+    CHECK(seen.find(code) != std::string::npos);
+}
+
+TEST_CASE("VmFlags through BPF: many VMAs in many looks, any start, and in the midst of a walk") {
+  constexpr std::uint64_t vmas = 5000;
+  const Child child = fork_child([](const std::function<void()>& ready) {
+    for (std::uint64_t n = 0; n < vmas; ++n) {
+      *map_apart(n) = 1;
+      if (n % 3 == 0) (void)madvise(map_apart(n + vmas), base_page, MADV_DONTDUMP);
+    }
+    ready();
+    wait_for_ever();
+  });
+  stop(child.pid());
+  const Process process = process_of(child.pid());
+  const auto bpf = bpf_of(process);
+  if (!bpf) return;
+  const FlagTally tally = check_flags(*bpf, child.pid());
+  INFO(all_faults(tally));
+  CHECK(tally.faults.empty());
+  CHECK(tally.named > vmas);
+
+  const auto first_from = [&](std::uint64_t from) {
+    const auto told = bpf->vm_flags({from});
+    REQUIRE(told);
+    REQUIRE_FALSE(told->empty());
+    return told->front().range.start.value;
+  };
+  for (const std::uint64_t n : {vmas - 1, std::uint64_t{0}, vmas / 2, vmas / 2, std::uint64_t{7}}) {
+    const std::uint64_t start = place + 4 * n * base_page;
+    CHECK(first_from(start) == start);
+    CHECK(first_from(start + base_page - 1) == start);
+    CHECK(first_from(start - 1) == start);
+    CHECK(first_from(start - 2 * base_page) == start);
+  }
+  CHECK(bpf->vm_flags({std::uint64_t{1} << 62})->empty());
+
+  const VaRange all{{place}, {place + 4 * vmas * base_page}};
+  std::vector<Extent> still, asked;
+  REQUIRE(bpf->walk(all, {}, [&](const Extent& e) {
+    still.push_back(e);
+    return true;
+  }));
+  REQUIRE(bpf->walk(all, {}, [&](const Extent& e) {
+    asked.push_back(e);
+    if (asked.size() % 50 == 1) CHECK(first_from(e.va.value) >= place);
+    return true;
+  }));
+  REQUIRE(still.size() == asked.size());
+  CHECK(std::ranges::equal(still, asked, [](const Extent& a, const Extent& b) {
+    return a.va == b.va && a.bytes == b.bytes && a.state == b.state && a.pfn == b.pfn;
+  }));
+}
+
+TEST_CASE("VmFlags through BPF: VMAs that come and go, and a process that ends") {
+  Child child = fork_child([](const std::function<void()>& ready) {
+    for (std::uint64_t n = 0; n < 3000; ++n) *map_apart(n) = 1;
+    ready();
+    for (std::uint64_t n = 0;; n = (n * 5 + 1) % 3000) {
+      char* const at = map_apart(4000 + n);
+      (void)madvise(at, base_page, MADV_DONTFORK);
+      munmap(at, base_page);
+    }
+  });
+  const Process process = process_of(child.pid());
+  const auto bpf = bpf_of(process);
+  if (!bpf) return;
+  for (int pass = 0; pass < 50; ++pass) {
+    std::uint64_t still = 0;
+    VirtAddr from{};
+    for (;;) {
+      const auto told = bpf->vm_flags(from);
+      REQUIRE(told);
+      if (told->empty()) break;
+      for (const FlaggedVma& vma : *told) {
+        CHECK(vma.range.end > from);
+        from = vma.range.end;
+        const std::uint64_t n = (vma.range.start.value - place) / base_page;
+        if (vma.range.start.value < place || n >= 4 * 3000) continue;
+        ++still;
+        CHECK((vma.flags && vma.flags->has("wr") && !vma.flags->has("dc")));
+      }
+    }
+    CHECK(still == 3000);
+  }
+  child.end();
+  const auto gone = bpf->vm_flags({});
+  REQUIRE_FALSE(gone);
+  CHECK((gone.error().code == Errc::no_process || gone.error().code == Errc::process_changed));
+}
