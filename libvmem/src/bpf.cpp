@@ -248,6 +248,7 @@ class BpfTranslator final : public Translator {
 
   /// Has a place of its own in the program's memory, so that the sink of a walk may ask.
   Result<std::vector<FlaggedVma>> vm_flags(VirtAddr from) override {
+    if (auto ours = check_ours(); !ours) return std::unexpected(std::move(ours.error()));
     const BpfProgram::KeptRun kept{*program_};
     if (!flag_names_) {
       auto names = learn_flag_names();
@@ -358,11 +359,14 @@ class BpfTranslator final : public Translator {
     }
   }
 
+  Result<void> check_ours() const {
+    if (program_->ours()) return {};
+    return fail(Errc::invalid_argument, "reading page tables after a fork", process_.path(""));
+  }
+
   /// The same, of the process that was opened.
   Result<void> read_process(Fd& iterator, Read read) {
-    if (!program_->ours()) {
-      return fail(Errc::invalid_argument, "reading page tables after a fork", process_.path(""));
-    }
+    if (auto ours = check_ours(); !ours) return ours;
     const auto seen = read_once(iterator, read);
     if (!seen) return std::unexpected(seen.error());
     if (!*seen || identity(program_->run()) != identity_) {

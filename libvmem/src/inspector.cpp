@@ -89,36 +89,38 @@ struct VmaInspector::State {
   std::optional<bool> node;
   std::optional<std::vector<std::pair<std::string, VmFlags>>> own_mappings;
   VmFlagsSource flags_source;
-  std::vector<FlaggedVma>
-      flagged;  ///< all VMAs that end above `flagged_from` and begin below `flagged_to`
-  VirtAddr flagged_from, flagged_to;
+  std::vector<FlaggedVma> flagged;  ///< ascending: what the source has last told
   VaRange hugetlb_range;
   std::optional<PageSize> hugetlb_size;
 
   State(const Process& p, VmFlagsSource source)
       : process(&p), smaps(p), flags_source(std::move(source)) {}
 
-  /// What the quicker source knows of the VMA that holds the start of this one.
+  /// This VMA as the quicker source has last told it; null if it did not.
+  const FlaggedVma* told(const Vma& vma) const {
+    const auto at = std::ranges::lower_bound(flagged, vma.range.start, {},
+                                             [](const FlaggedVma& v) { return v.range.start; });
+    return at != flagged.end() && at->range == vma.range ? &*at : nullptr;
+  }
+
+  /// What the quicker source knows of just this VMA.
   std::optional<VmFlags> quick_flags(const Vma& vma) {
     if (!flags_source) return {};
-    const VirtAddr address = vma.range.start;
-    if (address < flagged_from || address >= flagged_to) {
-      auto told = flags_source(address);
-      if (!told) {
+    // The kernel's own VMA (get_gate_vma()), in no process's list.
+    if (vma.path == gate && !flagged.empty()) {
+      const VmFlags* const own = own_flags(vma.path);
+      return own != nullptr ? std::optional(*own) : std::nullopt;
+    }
+    if (told(vma) == nullptr) {
+      auto now = flags_source(vma.range.start);
+      if (!now) {
         flags_source = nullptr;
         return {};
       }
-      flagged = std::move(*told);
-      flagged_from = address;
-      flagged_to = flagged.empty() ? VirtAddr{UINT64_MAX} : flagged.back().range.end;
+      flagged = std::move(*now);
     }
-    const auto after = std::ranges::upper_bound(flagged, address, {},
-                                                [](const FlaggedVma& v) { return v.range.end; });
-    if (after != flagged.end() && after->range.contains(address)) return after->flags;
-    // The kernel's own VMA (get_gate_vma()), in no process's list.
-    if (vma.path != gate) return {};
-    const VmFlags* const own = own_flags(vma.path);
-    return own != nullptr ? std::optional(*own) : std::nullopt;
+    const FlaggedVma* const known = told(vma);
+    return known != nullptr ? known->flags : std::nullopt;
   }
 
   /// The mount with the VMA's device number; null where none has it. Check mounts_refused.
