@@ -8,6 +8,7 @@
 
 #include "live/children.hpp"
 #include "live/oracle.hpp"
+#include "support/tool.hpp"
 
 using namespace vmem;
 using namespace vmem::test;
@@ -179,4 +180,62 @@ TEST_CASE("VmFlags through BPF: VMAs that come and go, and a process that ends")
   const auto gone = bpf->vm_flags({});
   REQUIRE_FALSE(gone);
   CHECK((gone.error().code == Errc::no_process || gone.error().code == Errc::process_changed));
+}
+
+TEST_CASE("vtop -J of over a gigabyte goes through BPF, VmFlags and all") {
+  // Resident is what is mapped: the same memory, many times.
+  const Child child = fork_child([](const std::function<void()>& ready) {
+    constexpr std::size_t bytes = std::size_t{64} << 20;
+    (void)prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+    const int fd = memfd_create("gigabyte", MFD_CLOEXEC);
+    if (fd < 0 || ftruncate(fd, bytes) != 0) _exit(1);
+    for (int i = 0; i < 17; ++i) {
+      if (mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0) ==
+          MAP_FAILED)
+        _exit(1);
+    }
+    (void)madvise(map_apart(0), base_page, MADV_DONTFORK);
+    ready();
+    wait_for_ever();
+  });
+  stop(child.pid());
+  if (!bpf_of(process_of(child.pid()))) return;
+  const std::string pid = std::to_string(child.pid());
+  const auto by = [&](const std::string& backend) {
+    return tool_json("vtop", {"-J", "--backend", backend, pid});
+  };
+  const auto by_itself = by("auto");
+  CHECK(by_itself["host"]["backend"] == "bpf");
+  const auto smaps = plain_smaps(child.pid());
+  REQUIRE(by_itself["results"].size() == smaps.size());
+  for (std::size_t i = 0; i < smaps.size(); ++i) {
+    const auto& group = by_itself["results"][i];
+    CHECK(group["vma"]["start"] == "0x" + hex(smaps[i].start));
+    std::string flags = " ";
+    for (const auto& code : group["vma"]["flags"]) flags += code.get<std::string>() + " ";
+    CHECK(flags + " " == smaps[i].flags);
+    if (smaps[i].start >> 63 != 0) continue;
+    for (const auto& extent : group["extents"]) CHECK(extent["backend"] == "bpf");
+  }
+  // It is what pagemap says, besides what only the one or the other tells.
+  const auto frames = [](const nlohmann::ordered_json& document) {
+    std::vector<std::pair<std::uint64_t, std::uint64_t>> all;
+    for (const auto& group : document["results"]) {
+      for (const auto& e : group["extents"]) {
+        if (e["state"] != "resident" || group["vma"]["kind"] == "vvar") continue;
+        const auto number = [&](const char* key) {
+          return std::stoull(e[key].template get<std::string>(), nullptr, 16);
+        };
+        for (std::uint64_t n = 0; n < e["bytes"].template get<std::uint64_t>() / base_page; ++n)
+          all.emplace_back(number("va") / base_page + n, number("pfn") + n);
+      }
+    }
+    return all;
+  };
+  const auto by_pagemap = by("pagemap");
+  CHECK(by_pagemap["host"]["backend"] == "pagemap");
+  // Other tests that want huge pages have pages moved out of their way.
+  bool same = frames(by_itself) == frames(by_pagemap);
+  for (int left = 5; left > 0 && !same; --left) same = frames(by("auto")) == frames(by("pagemap"));
+  CHECK(same);
 }
