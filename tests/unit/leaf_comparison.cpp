@@ -80,7 +80,7 @@ TEST_CASE("leaves are compared alike by every way that the CPU has") {
 
 TEST_CASE("a frame at the top of its field is followed by none") {
   const Fields fields{0x000ffffffffff000, 0x60};
-  for (const std::size_t most : {1, 7, 63, 64, 65, 511, 512}) {
+  for (const std::size_t most : {1U, 7U, 63U, 64U, 65U, 511U, 512U}) {
     for (std::size_t top = 0; top < most; ++top) {
       const auto entries = std::make_unique<std::uint64_t[]>(most + 1);
       for (std::size_t n = 0; n <= most; ++n) entries[n] = 0x000ffffffffff067 + (n - top) * 0x1000;
