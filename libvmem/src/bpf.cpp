@@ -219,6 +219,7 @@ class BpfTranslator final : public Translator {
       if (!other) return std::unexpected(std::move(other.error()));
       return (*other)->vm_ops(address);
     }
+    if (auto ours = check_ours(); !ours) return std::unexpected(std::move(ours.error()));
     const Busy busy{*this};
     const auto not_found = [&](const char* path) {
       return std::unexpected(Error{.code = Errc::not_found,
@@ -359,6 +360,7 @@ class BpfTranslator final : public Translator {
     }
   }
 
+  /// Before anything touches the program's memory.
   Result<void> check_ours() const {
     if (program_->ours()) return {};
     return fail(Errc::invalid_argument, "reading page tables after a fork", process_.path(""));

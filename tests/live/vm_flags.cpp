@@ -5,10 +5,15 @@
 #include <sys/syscall.h>
 
 #include <cstdio>
+#include <thread>
 
 #include "live/children.hpp"
 #include "live/oracle.hpp"
+#include "support/temp_dir.hpp"
 #include "support/tool.hpp"
+#if VMEM_BPF
+#include "bpf_program.hpp"
+#endif
 
 using namespace vmem;
 using namespace vmem::test;
@@ -238,4 +243,80 @@ TEST_CASE("vtop -J of over a gigabyte goes through BPF, VmFlags and all") {
   bool same = frames(by_itself) == frames(by_pagemap);
   for (int left = 5; left > 0 && !same; --left) same = frames(by("auto")) == frames(by("pagemap"));
   CHECK(same);
-}
+
+  TEST_CASE("VmFlags through BPF: a process whose first thread has ended, with others that wait") {
+    constexpr std::uint64_t vmas = 2000;
+    const Child child = fork_child([](const std::function<void()>& ready) {
+      for (std::uint64_t n = 0; n < vmas; ++n) *map_apart(n) = 1;
+      for (int n = 0; n < 20; ++n) std::thread{wait_for_ever}.detach();
+      ready();
+      syscall(SYS_exit, 0);
+    });
+    const std::string tasks = "/proc/" + std::to_string(child.pid()) + "/task/";
+    const std::string leader = tasks + std::to_string(child.pid()) + "/stat";
+    for (std::string stat; stat.find(") Z") == std::string::npos;) stat = read_file(leader);
+    const Process process = process_of(child.pid());
+    const auto bpf = bpf_of(process);
+    if (!bpf) return;
+    std::uint64_t found = 0;
+    VirtAddr from{};
+    for (;;) {
+      const auto told = bpf->vm_flags(from);
+      REQUIRE(told);
+      if (told->empty()) break;
+      for (const FlaggedVma& vma : *told) {
+        CHECK(vma.range.end > from);
+        from = vma.range.end;
+        const std::uint64_t at = vma.range.start.value;
+        if (at >= place && at < place + 4 * vmas * base_page) ++found;
+      }
+    }
+    CHECK(found == vmas);
+
+#if VMEM_BPF
+  // Each thread has the same VMAs: they are looked at once.
+    const auto root = SysRoot::live();
+    REQUIRE(root);
+    const auto program = BpfProgram::load(*root);
+    REQUIRE(program);
+    const auto link = (*program)->link(child.pid(), vmem_filter_group);
+    REQUIRE(link);
+    const auto iterator = (*program)->iterate(*link);
+    REQUIRE(iterator);
+    REQUIRE((*program)->read_vmas(*iterator, from, false));
+    CHECK((*program)->run().ended == 1);
+    CHECK((*program)->run().seen > vmas);
+    CHECK((*program)->run().seen < 2 * vmas);
+#endif
+  }
+
+  TEST_CASE(
+      "VmFlags through BPF: a child that asks with its parent's translator disturbs no walk") {
+    const Child child = fork_child([](const std::function<void()>& ready) {
+      for (std::uint64_t n = 0; n < 5000; ++n) *map_apart(n) = 1;
+      ready();
+      wait_for_ever();
+    });
+    const Process process = process_of(child.pid());
+    const auto bpf = bpf_of(process);
+    if (!bpf) return;
+    const Child asks = fork_child([&](const std::function<void()>& ready) {
+      const auto refused = [](const auto& told) {
+        return !told && told.error().code == Errc::invalid_argument;
+      };
+      if (!refused(bpf->vm_flags({})) || !refused(bpf->vm_ops({place}))) _exit(1);
+      ready();
+      for (;;) {
+        (void)bpf->vm_flags({});
+        (void)bpf->vm_ops({place});
+      }
+    });
+    for (int pass = 0; pass < 100; ++pass) {
+      std::uint64_t resident = 0;
+      REQUIRE(bpf->walk({{place}, {place + 4 * 5000 * base_page}}, {}, [&](const Extent& e) {
+        resident += e.state == PageState::resident ? e.bytes / base_page : 0;
+        return true;
+      }));
+      REQUIRE(resident == 5000);
+    }
+  }

@@ -93,6 +93,7 @@ struct vmem_run {
   vmem_u32 lost; /* VMAs may have been missed: begin with another iterator */
   vmem_u32 records, tables, covers, vmas, pointer_count;
   vmem_u64 mm, exec_id, start_boottime; /* which address space of which process */
+  vmem_u64 task; /* the thread whose VMAs these are: the others have the same ones */
   vmem_u64 pointers[VMEM_POINTERS]; /* kernel addresses of slab objects */
 
   /* Where the walk is. */

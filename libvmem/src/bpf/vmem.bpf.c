@@ -367,9 +367,14 @@ int walk(struct bpf_iter__task_vma* context) {
   mm = vma->vm_mm;
   if (!mm) return 0;
   if (run.seen++ == 0) {
+    run.task = (__u64)task;
     run.mm = (__u64)mm;
     run.exec_id = task->self_exec_id;
     run.start_boottime = task->group_leader->start_boottime;
+  } else if (run.task != (__u64)task) {
+    /* An iterator over a process goes on with the next thread. */
+    run.ended = 1;
+    return 1;
   }
   if (run.mode == vmem_mode_symbol) {
     if (bpf_probe_read_kernel(&run.pointers[0], sizeof run.pointers[0], (const void*)run.cursor) ==
