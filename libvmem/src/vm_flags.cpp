@@ -35,6 +35,15 @@ std::optional<VmFlags> by_bits(std::uint64_t word) {
   return VmFlags{codes};
 }
 
+/// Whether the line has just those names of bits 0 to 31 that the word has.
+bool low_bits_agree(std::uint64_t word, const VmFlags& line) {
+  for (std::size_t bit = 0; bit < names.size() / 2; ++bit) {
+    const std::string_view name = names.substr(2 * bit, 2);
+    if (name != ".." && ((word >> bit & 1) != 0) != line.has(name)) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 Result<VmFlagNames> VmFlagNames::learn(const Process& self, std::span<const VmaWord> own) {
@@ -46,7 +55,9 @@ Result<VmFlagNames> VmFlagNames::learn(const Process& self, std::span<const VmaW
     // This process maps memory, too, between the one look and the other.
     if (!*entry || (*entry)->range != vma.range || !(*entry)->flags) continue;
     const VmFlags& flags = *(*entry)->flags;
-    if (const auto ours = by_bits(vma.flags); ours && ours->text() != flags.text())
+    // A thread of ours may have given it other flags meanwhile, too.
+    const auto ours = by_bits(vma.flags);
+    if (ours ? ours->text() != flags.text() : !low_bits_agree(vma.flags, flags))
       return fail(Errc::not_supported, "naming vm_flags", self.path("smaps"));
     learnt.seen_.insert_or_assign(vma.flags, flags);
   }

@@ -58,6 +58,11 @@ TEST_CASE("vm_flags: a kernel that names a bit otherwise, and smaps that say not
   CHECK(learn("rd wr", "rd", words));
   CHECK_FALSE(learn("rd ww", "rd", words));
   CHECK_FALSE(learn("rd wr", "rd ex", words));
+  // Flags that changed between the word and the line are not learnt for the word.
+  const VmaWord changing[] = {{heap, rd | wr}, {vdso, rd | mr | sealed}};
+  CHECK(learn("rd wr", "rd mr sl", changing));
+  CHECK_FALSE(learn("rd wr", "rd sl", changing));
+  CHECK_FALSE(learn("rd wr", "rd mr rr sl", changing));
   // A VMA that is another one by now says nothing.
   const VmaWord moved[] = {{{{0x10000}, {0x21000}}, rd}, {vdso, rd}};
   CHECK(learn("rd wr", "rd", moved));
