@@ -509,15 +509,15 @@ bool JsonResults::row(const Row& row) {
   // Most extents differ in what stands before this alone.
   const bool plain = row.frame == nullptr && row.walk == nullptr && e.state != PageState::swapped;
   const auto likeness = std::tuple{e.leaf_shift, e.bits, e.pte, e.backend};
-  if (plain && likeness == tail_of_) {
-    out_.append(tail_);
+  const auto known = std::ranges::find_if(tails_, [&](const Tail& t) { return t.of == likeness; });
+  if (plain && known != tails_.end()) {
+    out_.append(known->text);
   } else {
     const std::size_t at = out_.text().size();
     tail(row);
-    tail_of_.reset();
     if (plain) {
-      tail_of_ = likeness;
-      tail_ = out_.text().substr(at);
+      tails_[oldest_tail_] = {.of = likeness, .text = out_.text().substr(at)};
+      oldest_tail_ = (oldest_tail_ + 1) % tails_.size();
     }
   }
   return out_.relieve();

@@ -3,6 +3,7 @@
 /// streams: nothing is held but the line being made.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -147,8 +148,13 @@ class JsonResults {
   bool any_group_ = false;
   bool any_extent_ = false;
   std::optional<Vma> vma_;  ///< of the open group
-  std::string tail_;  ///< that the last plain extent had
-  std::optional<std::tuple<std::uint8_t, std::uint8_t, std::uint16_t, Backend>> tail_of_;
+  /// What plain extents had lately: pages that are there and pages that are not alternate.
+  struct Tail {
+    std::optional<std::tuple<std::uint8_t, std::uint8_t, std::uint16_t, Backend>> of;
+    std::string text;
+  };
+  std::array<Tail, 4> tails_;
+  std::size_t oldest_tail_ = 0;
 };
 
 }  // namespace vmem::tools
