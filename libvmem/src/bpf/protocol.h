@@ -19,7 +19,9 @@
 #define VMEM_RAM_RANGES 256
 #define VMEM_LEVELS 8 /* five are in use */
 #define VMEM_POINTERS 16
-#define VMEM_FUNCTIONS 8 /* of vm_operations_struct: every kernel's has more */
+/* Of vm_operations_struct, up to `name`: every kernel has these. The mappings that need this most
+ * (/dev/mem, PCI resources, UIO) have `access` alone. */
+#define VMEM_FUNCTIONS 13
 #define VMEM_ENTRIES 512
 
 typedef unsigned long long vmem_u64;
