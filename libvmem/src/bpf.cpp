@@ -395,6 +395,8 @@ class BpfTranslator final : public Translator {
         return program_->read_vmas(iterator, from, continued);
       });
       if (!read) return std::unexpected(std::move(read.error()));
+      // A run may end before the first that it could bring, and goes on at that.
+      from = {program_->run().cursor};
     } while (program_->vmas().empty() && program_->run().ended == 0);
     return words(program_->vmas());
   }

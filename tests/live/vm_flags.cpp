@@ -335,3 +335,33 @@ TEST_CASE("VmFlags through BPF: a child that asks with its parent's translator d
     REQUIRE(resident == 5000);
   }
 }
+
+TEST_CASE("VmFlags through BPF: more VMAs below than one run passes over") {
+  constexpr std::uint64_t run = std::uint64_t{1} << 19;
+  if (std::stoull(read_file("/proc/sys/vm/max_map_count")) < run + 3000) {
+    WARN("vm.max_map_count is too small for it: not tested");
+    return;
+  }
+  const Child child = fork_child([](const std::function<void()>& ready) {
+    for (std::uint64_t n = 0; n < run + 1000; ++n) map_apart(n);
+    ready();
+    wait_for_ever();
+  });
+  stop(child.pid());
+  const Process process = process_of(child.pid());
+  if (!bpf_of(process)) return;
+  auto maps = VmaReader::open(process);
+  REQUIRE(maps);
+  Vma vma;
+  for (std::uint64_t n = 0; n <= run + 1; ++n) {
+    REQUIRE(*maps->next(vma));
+    if (n + 1 < run) continue;
+    // From within the gap before it, too.
+    for (const VirtAddr from : {vma.range.start, vma.range.start - base_page}) {
+      const auto told = bpf_of(process)->vm_flags(from);
+      REQUIRE(told);
+      REQUIRE_FALSE(told->empty());
+      CHECK(told->front().range == vma.range);
+    }
+  }
+}
