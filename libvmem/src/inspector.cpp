@@ -96,11 +96,16 @@ struct VmaInspector::State {
   State(const Process& p, VmFlagsSource source)
       : process(&p), smaps(p), flags_source(std::move(source)) {}
 
-  /// This VMA as the quicker source has last told it; null if it did not.
+  /// This VMA as the quicker source has last told it; null if it did not, or if the VMA is another
+  /// one by now: it was told some time before.
   const FlaggedVma* told(const Vma& vma) const {
     const auto at = std::ranges::lower_bound(flagged, vma.range.start, {},
                                              [](const FlaggedVma& v) { return v.range.start; });
-    return at != flagged.end() && at->range == vma.range ? &*at : nullptr;
+    if (at == flagged.end() || at->range != vma.range) return nullptr;
+    const bool same = !at->flags || (at->flags->has("rd") == vma.readable &&
+                                     at->flags->has("wr") == vma.writable &&
+                                     at->flags->has("ex") == vma.executable);
+    return same ? &*at : nullptr;
   }
 
   /// What the quicker source knows of just this VMA.

@@ -69,3 +69,34 @@ TEST_CASE("vm_flags: a kernel that names a bit otherwise, and smaps that say not
   CHECK_FALSE(learn("rd wr", "rd", std::span(moved).first(1)));
   CHECK_FALSE(learn("rd wr", "rd", {}));
 }
+
+TEST_CASE("vm_flags: what was told before a VMA became another one is asked for again") {
+  SystemModel system = one_process("10000-20000 r--p 00000000 00:00 0 \n");
+  const Recorded tree(system);
+  const Process process = tree.process(1);
+  unsigned asked = 0;
+  bool changed = false;
+  constexpr VaRange other{{0x20000}, {0x30000}};
+  VmaInspector inspector(process, [&](VirtAddr from) -> Result<std::vector<FlaggedVma>> {
+    ++asked;
+    std::vector<FlaggedVma> told{{heap, VmFlags{changed ? "rd" : "rd wr"}}, {other, VmFlags{"rd"}}};
+    if (from >= heap.end) told.erase(told.begin());
+    return told;
+  });
+  Vma vma{.range = heap, .readable = true, .writable = true};
+  const auto flags = [&] {
+    return std::string(inspector.flags(vma).value_or(VmFlags{"?"}).text());
+  };
+  CHECK(flags() == "rd wr");
+  CHECK(flags() == "rd wr");
+  CHECK(asked == 1);
+  changed = true;
+  vma.writable = false;
+  CHECK(flags() == "rd");
+  CHECK(flags() == "rd");
+  CHECK(asked == 2);
+  // Of another VMA than this nothing is believed; smaps, which is not there, would be next.
+  vma = {.range = {{0x20000}, {0x28000}}, .readable = true};
+  CHECK(flags() == "?");
+  CHECK(asked == 3);
+}
