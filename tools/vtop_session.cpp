@@ -32,12 +32,14 @@ class Vtop {
         process_(process),
         translator_(translator),
         page_size_(process.root().page_size()),
-        inspector_(inspector()),
+        inspector_(process),
         details_(inspector_),
         table_(out_, details_, page_size_, columns_, options.bytes, use_color(options.color)),
         page_bits_(needs_bits(columns_)) {}
 
   int run(const std::vector<std::string>& addresses) {
+    listing_ = addresses.empty() && !options_.watch;
+    if (listing_) look_afresh();
     if (options_.frames) open_frames();
     standing_error_ = document_error_;
     if (options_.walk && (options_.watch || addresses.empty())) {
@@ -49,7 +51,7 @@ class Vtop {
 
     const bool block = addresses.size() == 1 && addresses[0] != "-" && options_.columns.empty();
     const bool batch = std::ranges::find(addresses, "-") != addresses.end();
-    if (options_.json && !batch) begin_document(true, addresses.empty());
+    if (options_.json && !batch) begin_document(true);
     if (addresses.empty()) {
       heading();
       whole_process();
@@ -111,12 +113,12 @@ class Vtop {
 
   // ---- output
 
-  void begin_document(bool lines, bool everything = false) {
+  void begin_document(bool lines) {
     if (!json_) access_ = pfn_access(process_, translator_);
     json_.emplace(out_, details_, page_size_, lines);
     document_error_ = standing_error_;
     const Translator& source =
-        everything ? translator_.for_walk(UINT64_MAX, walk_options()) : translator_;
+        listing_ ? translator_.for_walk(UINT64_MAX, walk_options()) : translator_;
     json_->begin(json_prologue("vtop", process_.root(), access_, source.backend()), process_);
   }
 
@@ -226,6 +228,8 @@ class Vtop {
   // ---- questions
 
   VmaInspector inspector() const {
+    // Of a few addresses smaps tells them sooner than a program is loaded.
+    if (!listing_) return VmaInspector{process_};
     return {process_, [this](VirtAddr from) { return translator_.vm_flags(from); }};
   }
 
@@ -237,7 +241,7 @@ class Vtop {
   WalkOptions walk_options() const {
     return {.threads = options_.threads != 0 ? options_.threads : usable_cpus(2),
             .every_page = options_.pages,
-            .page_bits = page_bits_,
+            .page_bits = page_bits_ || (options_.json && !listing_),
             .stop = interrupted};
   }
 
@@ -675,7 +679,8 @@ class Vtop {
   VmaDetails details_;
   Output out_{interrupted};
   Table table_;
-  const bool page_bits_;  ///< they are shown
+  const bool page_bits_;  ///< they are a column
+  bool listing_ = false;  ///< all of the process, once
   std::optional<JsonResults> json_;
   std::optional<FrameReader> frames_;
   std::optional<Iomem> iomem_;

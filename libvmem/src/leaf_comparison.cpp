@@ -126,13 +126,8 @@ std::size_t LeafComparison::look_plain(const std::uint64_t* at, std::size_t coun
   for (std::size_t i = 0; i < count; ++i, at += window) {
     std::uint64_t differs = 0, jumps = 0, low = 0, high = 0;
     for (std::size_t n = 0; n < window; ++n) {
-      const std::uint64_t here = at[n], before = *(at + n - 1);
-      differs |= here ^ before;
-      // What is carried out of the frame is not alike.
-      const bool jumped = (here & ~fields_.usage) - (before & ~fields_.usage) != step_;
-      jumps |= std::uint64_t{jumped} << n;
-      low |= std::uint64_t{(here & fields_.low_usage()) != 0} << n;
-      high |= std::uint64_t{(here & fields_.high_usage()) != 0} << n;
+      differs |= at[n] ^ *(at + n - 1);
+      add_bits(at + n, n, jumps, low, high);
     }
     s.jumps[first + i] = jumps;
     s.low[first + i] = low;
@@ -151,9 +146,20 @@ std::size_t LeafComparison::look_at_windows(const std::uint64_t* at, std::size_t
   return look_plain(at, count, s, first);
 }
 
+void LeafComparison::look_at_few(const std::uint64_t* at, std::size_t count, Stretch& s) const {
+  std::uint64_t jumps = 0, low = 0, high = 0;
+  for (std::size_t n = 0; n < count; ++n) add_bits(at + n, n, jumps, low, high);
+  s.jumps[0] = jumps;
+  s.low[0] = low;
+  s.high[0] = high;
+}
+
 void LeafComparison::look(const std::uint64_t* at, std::size_t most, Stretch& s) const {
   s.count = 0;
-  if (!alike(at)) return;
+  // Where leaves of several kinds alternate, or are few, the rest would take longer than they.
+  while (s.count < std::min(most, few) && alike(at + s.count)) ++s.count;
+  if (s.count < few) return look_at_few(at, s.count, s);
+
   const std::size_t whole = most / window, rest = most % window;
   std::size_t done = look_at_windows(at, whole, s, 0);
   s.count = done * window;

@@ -48,8 +48,20 @@ class LeafComparison {
 
  private:
   static constexpr std::size_t window = 64;
+  static constexpr std::size_t few = 8;  ///< these are looked at one by one
 
   bool alike(const std::uint64_t* at) const { return ((at[0] ^ at[-1]) & alike_) == 0; }
+
+  /// Adds bit `n` for the entry `at`. (What is carried out of the frame is not alike.)
+  void add_bits(const std::uint64_t* at, std::size_t n, std::uint64_t& jumps, std::uint64_t& low,
+                std::uint64_t& high) const {
+    const bool jumped = (at[0] & ~fields_.usage) - (at[-1] & ~fields_.usage) != step_;
+    jumps |= std::uint64_t{jumped} << n;
+    low |= std::uint64_t{(at[0] & fields_.low_usage()) != 0} << n;
+    high |= std::uint64_t{(at[0] & fields_.high_usage()) != 0} << n;
+  }
+  /// All of them are alike.
+  void look_at_few(const std::uint64_t* at, std::size_t count, Stretch& s) const;
 
   /// Fills in the numbers of `s` from `first` on, for whole windows of entries: up to `count` of
   /// them, and not past one in which not all are alike. Returns how many are.

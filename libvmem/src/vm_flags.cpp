@@ -10,12 +10,12 @@
 namespace vmem {
 namespace {
 
-/// include/linux/mm.h and show_smap_vma_flags(); two letters a bit, from bit 0 on. "..": it was
-/// VM_DENYWRITE until 5.15, and is another flag since 6.19, or has never been shown.
+/// include/linux/mm.h and show_smap_vma_flags(); two letters a bit, from bit 0 on. Bit 11 was free
+/// from 5.15 (VM_DENYWRITE) to 6.18 (VM_MAYBE_GUARD).
 constexpr std::string_view names =
     "rdwrexsh"
     "mrmwmems"
-    "gdumpf.."
+    "gdumpfgu"
     "uwloiosr"
     "rrdcdelf"
     "acnrhtsf"
@@ -27,10 +27,9 @@ std::optional<VmFlags> by_bits(std::uint64_t word) {
   std::string codes;
   for (std::size_t bit = 0; bit < 64; ++bit) {
     if ((word >> bit & 1) == 0) continue;
-    const std::string_view name = bit < names.size() / 2 ? names.substr(2 * bit, 2) : "..";
-    if (name == "..") return {};
+    if (bit >= names.size() / 2) return {};
     if (!codes.empty()) codes += ' ';
-    codes += name;
+    codes += names.substr(2 * bit, 2);
   }
   return VmFlags{codes};
 }
@@ -38,8 +37,7 @@ std::optional<VmFlags> by_bits(std::uint64_t word) {
 /// Whether the line has just those names of bits 0 to 31 that the word has.
 bool low_bits_agree(std::uint64_t word, const VmFlags& line) {
   for (std::size_t bit = 0; bit < names.size() / 2; ++bit) {
-    const std::string_view name = names.substr(2 * bit, 2);
-    if (name != ".." && ((word >> bit & 1) != 0) != line.has(name)) return false;
+    if (((word >> bit & 1) != 0) != line.has(names.substr(2 * bit, 2))) return false;
   }
   return true;
 }

@@ -19,7 +19,7 @@ struct VmaWord {
 
 /// What show_smap_vma_flags() (fs/proc/task_mmu.c) makes of a word depends on nothing but the word.
 /// So a word that was seen beside its line is known whatever its bits are. Of bits 0 to 31, whose
-/// meaning no kernel since 4.14 has changed, the names are known beforehand.
+/// meaning no kernel since 5.15 has changed, the names are known beforehand.
 class VmFlagNames {
  public:
   /// Compares the names with what smaps says of this process's own VMAs, and learns from it.

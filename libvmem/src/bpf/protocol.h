@@ -15,7 +15,7 @@
 #define VMEM_TABLES 128  /* copied by one run: 512 KiB */
 #define VMEM_RECORDS 256
 #define VMEM_COVERS 2048
-#define VMEM_VMAS 1024
+#define VMEM_VMAS 64 /* flags change: few are told before they are asked for */
 #define VMEM_RAM_RANGES 256
 #define VMEM_LEVELS 8 /* five are in use */
 #define VMEM_POINTERS 16
