@@ -109,6 +109,21 @@ inline std::vector<PlainSmaps> plain_smaps(pid_t pid) {
   return all;
 }
 
+/// All VMAs, look by look. They must come in ascending order.
+inline std::vector<FlaggedVma> all_flags(Translator& source) {
+  std::vector<FlaggedVma> all;
+  for (VirtAddr from{};;) {
+    const auto some = source.vm_flags(from);
+    if (!some) throw std::runtime_error(to_string(some.error()));
+    if (some->empty()) return all;
+    for (const FlaggedVma& vma : *some) {
+      if (vma.range.end <= from) throw std::runtime_error("VMAs are not in order");
+      from = vma.range.end;
+      all.push_back(vma);
+    }
+  }
+}
+
 struct FlagTally {
   std::size_t named = 0, unnamed = 0;
   std::vector<std::string> faults;
@@ -116,17 +131,7 @@ struct FlagTally {
 /// VmFlags of all VMAs as the source tells them, against smaps. [vsyscall] is in no process's list.
 inline FlagTally check_flags(Translator& source, pid_t pid) {
   FlagTally tally;
-  std::vector<FlaggedVma> told;
-  for (VirtAddr from{};;) {
-    const auto some = source.vm_flags(from);
-    if (!some) {
-      tally.faults.push_back(to_string(some.error()));
-      return tally;
-    }
-    if (some->empty()) break;
-    told.insert(told.end(), some->begin(), some->end());
-    from = some->back().range.end;
-  }
+  const std::vector<FlaggedVma> told = all_flags(source);
   auto smaps = plain_smaps(pid);
   std::erase_if(smaps, [](const PlainSmaps& s) { return s.start >> 63 != 0; });
   if (told.size() != smaps.size())
