@@ -187,8 +187,15 @@ TEST_CASE("mapcheck: parts of windows, by their file offset") {
       {1, "fail", {{"wrong-address", 0, 3 * page, base + length, base + length + 5 * page}}});
 }
 
-TEST_CASE("mapcheck: over RAM the cache is not what was asked for") {
+TEST_CASE("mapcheck: the cache attribute over RAM is what it is, whatever was asked for") {
   if (!in_guest()) return;
+#ifdef __x86_64__
+  // RAM is mapped as it is elsewhere, whatever a driver wants (reserve_pfn_range() in
+  // arch/x86/mm/pat/memtype.c).
+  const std::string is = "wb", is_not = "uc";
+#else
+  const std::string is = "uc", is_not = "wb";  // the driver's default
+#endif
   std::ifstream in("/proc/iomem");
   std::string line;
   std::uint64_t start = 0;
@@ -201,12 +208,10 @@ TEST_CASE("mapcheck: over RAM the cache is not what was asked for") {
   const Module driver("mem_mmap", "base=" + hex(start) + " len=0x10000 windows=1 allow_ram=1");
   const MappedFile mapping = map_device("/dev/mem_mmap1", 0, 0x10000);
   REQUIRE(mapping.error() == 0);
-  check_answer(
-      ask(mapping.address(), {"-e", "/dev/mem_mmap1=" + window_at(start, 0x10000) + ",cache=uc"}),
-      {1, "fail", {{"wrong-cache", 0, 0x10000, start, start}}});
-  check_answer(
-      ask(mapping.address(), {"-e", "/dev/mem_mmap1=" + window_at(start, 0x10000) + ",cache=wb"}),
-      pass);
+  const std::string window = "/dev/mem_mmap1=" + window_at(start, 0x10000);
+  check_answer(ask(mapping.address(), {"-e", window + ",cache=" + is_not}),
+               {1, "fail", {{"wrong-cache", 0, 0x10000, start, start}}});
+  check_answer(ask(mapping.address(), {"-e", window + ",cache=" + is}), pass);
   // Meant for the reserved window, it lies in RAM.
   check_answer(ask(mapping.address(), {"-e", "/dev/mem_mmap1=" + window_at(base, 0x10000)}),
                {1, "fail", {{"not-device", 0, 0x10000, base, start}}});
