@@ -160,7 +160,7 @@ TEST_CASE("page tables that were captured read as the live ones") {
     const TempDir directory;
     const std::string fixture = directory.string() + "/it";
     const RunResult captured =
-        run({script(), "--backend", "bpf", "--vtop", VMEM_TOOLS_PATH "/vtop", pid, fixture});
+        run({script(), "--backend", "bpf", "--vtop", tool_path("vtop"), pid, fixture});
     CAPTURE(captured.err);
     REQUIRE(captured.status == 0);
     write_tree(load_fixture(fixture), directory / "tree");
