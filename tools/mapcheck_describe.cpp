@@ -169,7 +169,7 @@ std::string expectation(const Check& check) {
 
 Result<std::string> describe_policy(const Process& process, Translator& translator) {
   WindowSources sources{process.root()};
-  VmaInspector inspector{process};
+  VmaInspector inspector{process, vm_flags_source(process, translator)};
   const auto vmas = read_vmas(process);
   if (!vmas) return std::unexpected(vmas.error());
   std::unordered_map<std::string_view, std::vector<std::size_t>> by_name;

@@ -157,7 +157,7 @@ class Look {
     if (!vmas) return refused(process, vmas.error());
     auto translator = open_source(options_, process);
     if (!translator) return refused(process, translator.error());
-    VmaInspector inspector{process};
+    VmaInspector inspector{process, vm_flags_source(process, **translator)};
 
     // Indices: mapping, rule; derived checks have the rule SIZE_MAX.
     std::vector<Choice> choices = choose(process, *vmas, true);

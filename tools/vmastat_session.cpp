@@ -186,7 +186,7 @@ class Vmastat {
     if (!process) return refused(process.error());
     auto translator = open_source(options_, *process);
     if (!translator) return refused(translator.error());
-    VmaInspector inspector{*process};
+    VmaInspector inspector{*process, vm_flags_source(*process, **translator)};
     if (options_.json && !begun_) begin_json(*process, **translator);
     if (report_)
       report_->begin(*process);

@@ -32,7 +32,7 @@ class Vtop {
         process_(process),
         translator_(translator),
         page_size_(process.root().page_size()),
-        inspector_(process),
+        inspector_(inspector()),
         details_(inspector_),
         table_(out_, details_, page_size_, columns_, options.bytes, use_color(options.color)),
         page_bits_(needs_bits(columns_)) {}
@@ -227,11 +227,7 @@ class Vtop {
 
   // ---- questions
 
-  VmaInspector inspector() const {
-    // Of a few addresses smaps tells them sooner than a program is loaded.
-    if (!listing_) return VmaInspector{process_};
-    return {process_, [this](VirtAddr from) { return translator_.vm_flags(from); }};
-  }
+  VmaInspector inspector() const { return {process_, vm_flags_source(process_, translator_)}; }
 
   void look_afresh() {
     inspector_ = inspector();

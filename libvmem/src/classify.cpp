@@ -89,6 +89,8 @@ bool has_flag(const VmaFacts& facts, std::string_view code) {
   return facts.flags && facts.flags->has(code);
 }
 
+bool is_pfnmap(const VmaFacts& facts) { return facts.pfnmap || has_flag(facts, "pf"); }
+
 /// PROT_NONE memory of nobody's file: a guard when small, else address space held back.
 /// The kernel does not record the purpose; glibc, the JVM and Go use at most 16 pages
 /// for a guard.
@@ -119,7 +121,7 @@ Classification device(const Vma& vma, const VmaFacts& facts) {
     case DevicePath::none:
       break;
   }
-  if (has_flag(facts, "pf")) return of(device_pfnmap);
+  if (is_pfnmap(facts)) return of(device_pfnmap);
   if (has_flag(facts, "mm")) return of(device_mixed);
   return {VmaClass::device, unknown};
 }
@@ -154,7 +156,7 @@ Classification classify(const Vma& vma, const VmaFacts& facts, PageSize page_siz
 
   if (vma.inode == 0 && name.empty()) {
     // Drivers may map without a file; VM_PFNMAP is then the only sign.
-    if (has_flag(facts, "pf")) return of(device_pfnmap);
+    if (is_pfnmap(facts)) return of(device_pfnmap);
     return anonymous(vma, facts, page_size);
   }
 
@@ -168,7 +170,7 @@ Classification classify(const Vma& vma, const VmaFacts& facts, PageSize page_siz
   }
   // A BAR's file in sysfs is a regular one: of it only the path and the filesystem tell.
   const bool bar = device_path(name) == DevicePath::pci && looks_like_device(vma, facts);
-  if (bar || facts.device_node.value_or(looks_like_device(vma, facts)) || has_flag(facts, "pf")) {
+  if (bar || facts.device_node.value_or(looks_like_device(vma, facts)) || is_pfnmap(facts)) {
     return device(vma, facts);
   }
   if (facts.filesystem == "tracefs" || facts.filesystem == "debugfs" ||

@@ -51,4 +51,10 @@ inline bool looks_like_device(const Vma& vma, const VmaFacts& facts) {
   return !facts.filesystem || facts.filesystem == "devtmpfs" || facts.filesystem == "tmpfs";
 }
 
+/// Whether no file is mapped: memory that nobody but the kernel has given a name, if it has one.
+inline bool without_file(const Vma& vma) {
+  return vma.inode == 0 && (vma.path.empty() || vma.path == "[heap]" ||
+                            vma.path.starts_with("[stack") || vma.path.starts_with("[anon"));
+}
+
 }  // namespace vmem

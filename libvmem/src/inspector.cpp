@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT
+#include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 
 #include <algorithm>
 #include <charconv>
@@ -7,6 +9,7 @@
 
 #include "device_paths.hpp"
 #include "line_chunks.hpp"
+#include "pagemap_sight.hpp"
 #include "vma_query.hpp"
 #include "vmem/maps.hpp"
 
@@ -72,6 +75,30 @@ bool may_be_internal_hugetlb(std::string_view path) {
 
 constexpr std::string_view gate = "[vsyscall]";
 
+/// smaps walks every page of a VMA under the target's mmap_lock: some 27 ms for each GiB of small
+/// pages, which has 2 MiB of page tables. Of tables up to this size it takes 2 ms, no longer than
+/// loading a BPF program does.
+constexpr std::uint64_t bounded_table_bytes = 160 << 10;
+/// So much address space cannot have more.
+constexpr std::uint64_t bounded_address_bytes = 64 << 20;
+
+/// File systems without a block device whose regular files are ordinary ones. Of others a driver,
+/// or the kernel, may map what lies behind a file by frame number: sysfs, proc, resctrl, dma-buf.
+bool holds_ordinary_files(std::string_view type) {
+  constexpr std::string_view types[] = {
+      "9p",    "bcachefs", "btrfs", "ceph",  "cifs",     "fuse", "nfs",    "nfs4",     "overlay",
+      "ramfs", "smb3",     "tmpfs", "ubifs", "virtiofs", "zfs",  "rootfs", "hugetlbfs"};
+  return std::ranges::find(types, type) != std::end(types);
+}
+
+/// The device number of the mount that memfd, SysV and shared anonymous memory are files of.
+std::optional<dev_t> kernel_shmem_device() {
+  const Fd memory{memfd_create("vmem", MFD_CLOEXEC)};
+  struct stat info{};
+  if (!memory.valid() || fstat(memory.get(), &info) != 0) return {};
+  return info.st_dev;
+}
+
 }  // namespace
 
 struct VmaInspector::State {
@@ -89,6 +116,10 @@ struct VmaInspector::State {
   std::optional<bool> node;
   std::optional<std::vector<std::pair<std::string, VmFlags>>> own_mappings;
   VmFlagsSource flags_source;
+  std::optional<bool> smaps_bounded;
+  bool smaps_stalled = false;  ///< smaps was read although it may hold the target up
+  PagemapSight sight;
+  std::optional<std::optional<dev_t>> shmem_device;
   std::vector<FlaggedVma> flagged;  ///< ascending: what the source has last told
   VaRange hugetlb_range;
   std::optional<PageSize> hugetlb_size;
@@ -102,15 +133,38 @@ struct VmaInspector::State {
     const auto at = std::ranges::lower_bound(flagged, vma.range.start, {},
                                              [](const FlaggedVma& v) { return v.range.start; });
     if (at == flagged.end() || at->range != vma.range) return nullptr;
-    const bool same = !at->flags || (at->flags->has("rd") == vma.readable &&
-                                     at->flags->has("wr") == vma.writable &&
-                                     at->flags->has("ex") == vma.executable);
-    return same ? &*at : nullptr;
+    return agree(at->flags, vma) ? &*at : nullptr;
+  }
+
+  /// Whether smaps of this process holds its mmap_lock but for a short while.
+  bool is_smaps_bounded() {
+    if (!smaps_bounded) smaps_bounded = process->root().recorded() || find_smaps_bounded();
+    return *smaps_bounded;
+  }
+
+  bool find_smaps_bounded() const {
+    // Field 1 of statm: the address space, in pages (proc(5)).
+    std::uint64_t pages = 0;
+    if (const auto statm = process->read_file("statm", 4096)) {
+      std::string_view text = *statm;
+      if (take_number(text, pages) && pages <= page_size().pages(bounded_address_bytes))
+        return true;
+    }
+    const auto status = process->read_file("status", 1 << 16);
+    if (!status) return false;
+    constexpr std::string_view key = "\nVmPTE:";
+    const std::size_t at = status->find(key);
+    if (at == std::string::npos) return false;
+    std::string_view text = std::string_view(*status).substr(at + key.size());
+    text.remove_prefix(std::min(text.find_first_not_of(" \t"), text.size()));
+    std::uint64_t kib = 0;
+    return take_number(text, kib) && kib <= bounded_table_bytes / 1024;
   }
 
   /// What the quicker source knows of just this VMA.
   std::optional<VmFlags> quick_flags(const Vma& vma) {
     if (!flags_source) return {};
+    if (flagged.empty() && !process->root().recorded() && is_smaps_bounded()) return {};
     // The kernel's own VMA (get_gate_vma()), in no process's list.
     if (vma.path == gate && !flagged.empty()) {
       const VmFlags* const own = own_flags(vma.path);
@@ -154,12 +208,22 @@ struct VmaInspector::State {
 
   std::optional<SmapsEntry> smaps_entry(const Vma& vma, std::size_t most = SIZE_MAX) {
     if (smaps_refused) return {};
+    if (!is_smaps_bounded()) smaps_stalled = true;
     auto entry = smaps.find(vma.range.start, most);
     if (!entry) {
       smaps_refused = true;
       return {};
     }
+    if (!*entry || !((*entry)->range == vma.range)) return {};
+    // It may be another one by now.
+    if (!process->root().recorded() && !agree((*entry)->flags, vma)) return {};
     return std::move(*entry);
+  }
+
+  /// Whether these may be the flags of the VMA as maps has shown it.
+  static bool agree(const std::optional<VmFlags>& flags, const Vma& vma) {
+    return !flags || (flags->has("rd") == vma.readable && flags->has("wr") == vma.writable &&
+                      flags->has("ex") == vma.executable);
   }
 
   bool is_packet_socket(std::uint64_t inode) {
@@ -252,6 +316,37 @@ struct VmaInspector::State {
     return node;
   }
 
+  /// Whether the file is on the mount that the kernel keeps for its own shared memory.
+  bool is_kernel_shmem(const Vma& vma) {
+    if (!shmem_device) shmem_device.emplace(kernel_shmem_device());
+    return *shmem_device && major(**shmem_device) == vma.dev_major &&
+           minor(**shmem_device) == vma.dev_minor;
+  }
+
+  /// Whether nothing but the pages of an ordinary file can be behind this VMA of a file, unless the
+  /// file is a device node.
+  bool is_ordinary_mount(const Vma& vma) {
+    if (vma.dev_major != 0) return true;  // a block device's
+    const Mount* const mount = mount_of(vma);
+    if (mount != nullptr) return holds_ordinary_files(mount->type);
+    return !process->root().recorded() && is_kernel_shmem(vma);
+  }
+
+  /// Whether the kernel tells of no other way than by VmFlags that this is ordinary memory.
+  bool may_be_driver(const Vma& vma) {
+    if (without_file(vma)) return false;
+    if (!vma.path.starts_with('/')) return true;
+    if (const auto is_node = is_device_node(vma)) {
+      return *is_node || (!is_ordinary_mount(vma) &&
+                          process->mapped_hugetlb_page_bytes(vma.range).value_or(0) == 0);
+    }
+    VmaFacts facts;
+    add_mount(vma, facts);
+    const VmaClass by_name = vmem::classify(vma, facts, page_size()).vma_class;
+    const bool memory = by_name == VmaClass::anonymous || by_name == VmaClass::hugepage;
+    return !memory && by_name != VmaClass::file;
+  }
+
   /// Fills in what mountinfo says. Only files with a path can be on a mount.
   void add_mount(const Vma& vma, VmaFacts& facts) {
     if (vma.inode == 0 || !vma.path.starts_with('/')) return;
@@ -275,11 +370,9 @@ std::optional<VmFlags> VmaInspector::flags(const Vma& vma, std::size_t most) {
   return entry ? std::move(entry->flags) : std::nullopt;
 }
 
-std::optional<SmapsEntry> VmaInspector::smaps(const Vma& vma) {
-  auto entry = state_->smaps_entry(vma);
-  if (entry && !(entry->range == vma.range)) entry.reset();
-  return entry;
-}
+std::optional<SmapsEntry> VmaInspector::smaps(const Vma& vma) { return state_->smaps_entry(vma); }
+
+bool VmaInspector::smaps_stalled() const { return state_->smaps_stalled; }
 
 bool VmaInspector::may_be_shmem(const Vma& vma) {
   if (vma.inode == 0 || !vma.path.starts_with('/')) return false;
@@ -310,7 +403,11 @@ std::optional<PageSize> VmaInspector::hugetlb_page_size(const Vma& vma) {
   if (may_be) {
     Vma found;
     if (query_vma(*s.process, vma.range.start, found, size) != VmaQuery::found || !size) {
-      if (const auto entry = s.smaps_entry(vma)) size = entry->kernel_page_size;
+      if (const auto bytes = s.process->mapped_hugetlb_page_bytes(vma.range)) {
+        if (PageSize::valid(*bytes)) size = PageSize{*bytes};
+      } else if (const auto entry = s.smaps_entry(vma)) {
+        size = entry->kernel_page_size;
+      }
     }
     if (size && size->bytes() <= s.page_size().bytes()) size.reset();
   }
@@ -338,45 +435,56 @@ Classification VmaInspector::classify(const Vma& vma) {
     result = vmem::classify(vma, facts, s.page_size());
   }
   if (result == Classification{VmaClass::device, VmaKind::unknown}) {
-    facts.flags = flags(vma);
+    // smaps may hold the target up: the flag that matters most is had without it.
+    facts.pfnmap = s.sight.ask(*s.process, vma.range.start) == PagemapSight::Answer::blind;
+    if (!facts.pfnmap) facts.flags = flags(vma);
     result = vmem::classify(vma, facts, s.page_size());
   }
   return result;
 }
 
+bool VmaInspector::may_turn_blind(const Vma& vma) {
+  State& s = *state_;
+  return !without_file(vma) && (!vma.path.starts_with('/') || !s.is_ordinary_mount(vma));
+}
+
 VmaInspector::Blindness VmaInspector::blindness(const Vma& vma) {
   State& s = *state_;
   if (vma.path == gate) return Blindness::gate;
-  bool device_like = false;
-  if (vma.path.starts_with('/')) {
-    VmaFacts facts;
-    facts.device_node = s.is_device_node(vma);
-    if (facts.device_node) {
-      if (!*facts.device_node && device_path(vma.path) != DevicePath::pci)
-        return Blindness::sighted;
-      device_like = true;
-    } else {
-      s.add_mount(vma, facts);
-      const VmaClass by_name = vmem::classify(vma, facts, s.page_size()).vma_class;
-      if (by_name == VmaClass::anonymous || by_name == VmaClass::hugepage)
-        return Blindness::sighted;
-      device_like = by_name != VmaClass::file;
-    }
-  } else {
-    // Memory without a file is the kernel's own kind, with names of its own for the rest.
-    if (vma.path.empty() || vma.path == "[heap]" || vma.path.starts_with("[stack") ||
-        vma.path.starts_with("[anon")) {
-      return Blindness::sighted;
-    }
-    device_like = true;
-  }
-  if (vma.path.starts_with("[vvar")) {
+  const bool live = !s.process->root().recorded();
+  if (live && vma.path.starts_with("[vvar")) {
     if (const VmFlags* const own = s.own_flags(vma.path))
       return own->has("pf") ? Blindness::pfnmap : Blindness::sighted;
   }
+  switch (s.sight.ask(*s.process, vma.range.start)) {
+    case PagemapSight::Answer::sighted:
+      return Blindness::sighted;
+    case PagemapSight::Answer::blind:
+      return confirm_blindness(vma);
+    case PagemapSight::Answer::cannot_tell:
+      break;
+  }
+  if (live && !s.may_be_driver(vma)) return Blindness::sighted;
   if (const auto codes = flags(vma))
     return codes->has("pf") ? Blindness::pfnmap : Blindness::sighted;
-  return device_like ? Blindness::unproven : Blindness::sighted;
+  return s.may_be_driver(vma) ? Blindness::unproven : Blindness::sighted;
+}
+
+/// PAGEMAP_SCAN returned nothing, which it does of no VMA at all, too. A VMA that is unmapped and
+/// mapped again looks like this now and then, so its flags settle it where they are at hand.
+VmaInspector::Blindness VmaInspector::confirm_blindness(const Vma& vma) {
+  State& s = *state_;
+  for (int looks = 0; looks < 3; ++looks) {
+    const auto now = find_vma(*s.process, vma.range.start);
+    if (!now || *now != vma) return Blindness::gone;
+    if (looks == 0 && (s.is_smaps_bounded() || s.flags_source)) {
+      const std::optional<VmFlags> codes = s.is_smaps_bounded() ? flags(vma) : s.quick_flags(vma);
+      if (codes) return codes->has("pf") ? Blindness::pfnmap : Blindness::sighted;
+    }
+    if (s.sight.ask(*s.process, vma.range.start) == PagemapSight::Answer::sighted)
+      return Blindness::sighted;
+  }
+  return Blindness::pfnmap;
 }
 
 }  // namespace vmem

@@ -52,12 +52,8 @@ class Automatic final : public Translator {
   }
 
   Result<std::vector<FlaggedVma>> vm_flags(VirtAddr from) override {
-    // smaps takes as long as a walk does.
-    if (!flags_asked_) {
-      flags_asked_ = true;
-      if (!process_.root().recorded() && resident_pages(process_) >= long_walk_pages) page_tables();
-    }
-    return tables_ ? tables_->vm_flags(from) : Translator::vm_flags(from);
+    Translator* const tables = page_tables();
+    return tables != nullptr ? tables->vm_flags(from) : Translator::vm_flags(from);
   }
 
   Translator& for_walk(std::uint64_t bytes, const WalkOptions& options) override {
@@ -93,7 +89,6 @@ class Automatic final : public Translator {
   std::unique_ptr<Translator> pagemap_;
   std::unique_ptr<Translator> tables_;
   bool asked_ = false;
-  bool flags_asked_ = false;
   std::optional<Error> why_blind_;
 };
 
@@ -186,6 +181,21 @@ Result<std::unique_ptr<Translator>> open_translator(const Process& process) {
   auto pagemap = process.root().recorded() ? open_recorded(process) : open_pagemap(process);
   if (!pagemap) return pagemap;
   return std::make_unique<Automatic>(process, std::move(*pagemap));
+}
+
+VmFlagsSource vm_flags_source(const Process& process, Translator& translator) {
+  if (process.root().recorded()) return nullptr;
+  return [&process, &translator, own = std::shared_ptr<Translator>(),
+          asked = false](VirtAddr from) mutable -> Result<std::vector<FlaggedVma>> {
+    if (own) return own->vm_flags(from);
+    auto told = translator.vm_flags(from);
+    if (told || told.error().code != Errc::not_supported || asked) return told;
+    asked = true;
+    auto bpf = open_bpf(process);
+    if (!bpf) return std::unexpected(std::move(bpf.error()));
+    own = std::move(*bpf);
+    return own->vm_flags(from);
+  };
 }
 
 }  // namespace vmem

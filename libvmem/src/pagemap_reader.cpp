@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "pagemap_reader.hpp"
 
-#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,17 +14,9 @@
 namespace vmem {
 namespace {
 
-// struct pm_scan_arg and PAGE_IS_* of include/uapi/linux/fs.h (6.7), which older headers lack.
-struct ScanArgument {
-  std::uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
-  std::uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
-};
-static_assert(sizeof(ScanArgument) == 96);
-constexpr unsigned long pagemap_scan = _IOWR('f', 16, ScanArgument);
-static_assert(pagemap_scan == 0xc0606610);
-constexpr std::uint64_t page_is_present = 1 << 3;
-constexpr std::uint64_t page_is_swapped = 1 << 4;  // markers and guard pages too
-constexpr std::uint64_t page_is_huge = 1 << 6;     // a PMD leaf, or any hugetlb page
+using pagemap::page_is_huge;
+using pagemap::page_is_present;
+using pagemap::page_is_swapped;
 
 /// Reading through a hole this small costs less than another system call.
 constexpr std::uint64_t bridged_pages = 128;
@@ -371,7 +362,7 @@ Result<void> PagemapReader::read_leaves(VaRange range) {
 /// Everything populated in `range`, as regions in order. Empty: no such ioctl, do without.
 std::optional<PagemapReader::Scan> PagemapReader::scan(VaRange range, std::uint64_t max_pages,
                                                        std::span<Region> regions) {
-  ScanArgument argument{};
+  pagemap::ScanArgument argument{};
   argument.size = sizeof argument;
   argument.start = range.start.value;
   argument.end = range.end.value;
@@ -380,7 +371,7 @@ std::optional<PagemapReader::Scan> PagemapReader::scan(VaRange range, std::uint6
   argument.max_pages = max_pages;
   argument.category_anyof_mask = page_is_present | page_is_swapped;
   argument.return_mask = page_is_present | page_is_swapped | page_is_huge;
-  const int found = ioctl(fd_.get(), pagemap_scan, &argument);
+  const int found = ioctl(fd_.get(), pagemap::scan_request, &argument);
   if (found < 0 || argument.walk_end <= range.start.value || argument.walk_end > range.end.value) {
     can_scan_ = false;
     return {};
@@ -444,6 +435,16 @@ std::optional<PagemapReader::Scan> PagemapReader::next_data(VaRange range) {
   return Scan{1, end};
 }
 
+/// The page size of the hugetlb file that is mapped at `range`; empty if it is another file. smaps
+/// comes last: it walks every page of the VMA under the target's mmap_lock.
+std::optional<PageSize> PagemapReader::hugetlb_size_of_file(VaRange range) const {
+  if (const auto bytes = process_.mapped_hugetlb_page_bytes(range))
+    return PageSize::valid(*bytes) ? std::optional(PageSize{*bytes}) : std::nullopt;
+  SmapsReader smaps{process_};
+  const auto entry = smaps.find(range.start);
+  return entry && *entry ? (*entry)->kernel_page_size : std::nullopt;
+}
+
 /// The size of the huge leaf at `va`: the VMA's own page size for hugetlb, else a PMD.
 PageSize PagemapReader::huge_leaf(VirtAddr va) {
   if (leaf_range_.contains(va)) return leaf_size_;
@@ -457,12 +458,11 @@ PageSize PagemapReader::huge_leaf(VirtAddr va) {
   if (query_vma(process_, va, vma, size) == VmaQuery::found) {
     leaf_range_ = vma.range;
   } else {
-    SmapsReader smaps{process_};
-    const auto entry = smaps.find(va);
     leaf_range_ = {pmd_size_.floor(va), pmd_size_.floor(va) + pmd_size_.bytes()};
-    if (entry && *entry) {
-      leaf_range_ = (*entry)->range;
-      size = (*entry)->kernel_page_size;
+    if (const auto found = find_vma(process_, va); found && *found) {
+      leaf_range_ = (*found)->range;
+      // hugetlb memory always has a file, be it one of the kernel's own.
+      if ((*found)->inode != 0) size = hugetlb_size_of_file(leaf_range_);
     }
   }
   leaf_is_hugetlb_ = size && size->bytes() > page_size_.bytes();

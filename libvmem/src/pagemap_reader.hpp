@@ -5,6 +5,7 @@
 #include <optional>
 #include <span>
 
+#include "pagemap_scan.hpp"
 #include "vmem/pages.hpp"
 
 namespace vmem {
@@ -40,9 +41,7 @@ class PagemapReader {
   bool dense() const { return dense_; }
 
  private:
-  struct Region {  // struct page_region of include/uapi/linux/fs.h
-    std::uint64_t start, end, categories;
-  };
+  using Region = pagemap::ScanRegion;
   struct Scan {
     std::size_t regions = 0;
     VirtAddr end;  ///< scanned up to here
@@ -64,6 +63,7 @@ class PagemapReader {
   std::optional<Scan> scan(VaRange range, std::uint64_t max_pages, std::span<Region> regions);
   std::optional<Scan> next_data(VaRange range);
   PageSize huge_leaf(VirtAddr va);
+  std::optional<PageSize> hugetlb_size_of_file(VaRange range) const;
 
   const Process& process_;
   const Fd& fd_;

@@ -73,7 +73,7 @@ class Auditor {
         translator_(translator),
         options_(options),
         page_size_(process.root().page_size()),
-        inspector_(process),
+        inspector_(process, vm_flags_source(process, translator)),
         zones_(process.root()),
         pins_(process.root()),
         rules_(process.root().kernel_release()),

@@ -76,7 +76,8 @@ struct SmapsReader::State {
     while (text.starts_with(' ')) text.remove_prefix(1);
     while (text.ends_with(' ')) text.remove_suffix(1);
     if (key == "VmFlags") {
-      next->flags.emplace(text);
+      // No VMA is without flags: an empty line (qemu-user prints one) tells nothing.
+      if (!text.empty()) next->flags.emplace(text);
       return;
     }
     std::uint64_t kib = 0;

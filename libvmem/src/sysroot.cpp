@@ -3,10 +3,12 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <linux/openat2.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -509,13 +511,18 @@ namespace {
 
 /// Of the file behind a mapping. Not to be asked of the file's server, which may be a dead one
 /// (FUSE, NFS).
-std::optional<struct statx> mapped_file(const Fd& process, VaRange range, unsigned wanted) {
+std::string mapped_file_link(VaRange range) {
   char name[64];
   std::snprintf(name, sizeof name, "map_files/%llx-%llx",
                 static_cast<unsigned long long>(range.start.value),
                 static_cast<unsigned long long>(range.end.value));
+  return name;
+}
+
+std::optional<struct statx> mapped_file(const Fd& process, VaRange range, unsigned wanted) {
+  const std::string name = mapped_file_link(range);
   struct statx info{};
-  if (statx(process.get(), name, AT_STATX_DONT_SYNC, wanted, &info) != 0) return {};
+  if (statx(process.get(), name.c_str(), AT_STATX_DONT_SYNC, wanted, &info) != 0) return {};
   if ((info.stx_mask & wanted) != wanted) return {};
   return info;
 }
@@ -533,6 +540,15 @@ std::optional<std::uint64_t> Process::mapped_file_bytes(VaRange range) const {
   const auto info = mapped_file(directory_, range, STATX_TYPE | STATX_SIZE);
   if (!info || !S_ISREG(info->stx_mode)) return {};
   return info->stx_size;
+}
+
+std::optional<std::uint64_t> Process::mapped_hugetlb_page_bytes(VaRange range) const {
+  if (root_.recorded()) return {};
+  const Fd file{openat(directory_.get(), mapped_file_link(range).c_str(), O_PATH | O_CLOEXEC)};
+  struct statfs info{};
+  if (!file.valid() || fstatfs(file.get(), &info) != 0) return {};
+  if (info.f_type != HUGETLBFS_MAGIC) return 0;
+  return static_cast<std::uint64_t>(info.f_bsize);
 }
 
 }  // namespace vmem

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "device_paths.hpp"
 #include "errors.hpp"
 #include "extent_builder.hpp"
 #include "vma_query.hpp"
@@ -55,18 +56,23 @@ bool is_vvar(const Vma& vma) { return vma.path.starts_with("[vvar"); }
 /// What one VMA adds to what its pages said: blindness and the size of hugetlb leaves.
 class Finisher {
  public:
-  Finisher(VmaInspector& inspector, bool live) : inspector_(inspector), live_(live) {}
+  /// `thorough`: memory without a file is asked about, too. No driver has a way to it but to map
+  /// into memory that it is handed.
+  Finisher(VmaInspector& inspector, bool live, bool thorough)
+      : inspector_(inspector), live_(live), thorough_(thorough) {}
 
-  /// `asked`: the part of the VMA that was walked.
-  void finish(const Vma& vma, VaRange asked, Extent& extent) {
+  /// Begins the extents of a VMA. It may have become VM_PFNMAP since its last ones.
+  void begin() { sight_.reset(); }
+
+  /// `asked`: the part of the VMA that was walked. False: the VMA is another one by now.
+  [[nodiscard]] bool finish(const Vma& vma, VaRange asked, Extent& extent) {
     if (extent.state == PageState::absent) {
-      // A VM_PFNMAP mapping shows nothing at all; one page shown proves sight.
-      if (extent.va != asked.start || extent.end() != asked.end) return;
+      if (!sight_) sight_ = look(vma, asked, extent);
       const auto unseen = [&](Reason reason) {
         extent.state = PageState::unseen;
         extent.reason = reason;
       };
-      switch (inspector_.blindness(vma)) {
+      switch (*sight_) {
         case VmaInspector::Blindness::sighted:
           break;
         case VmaInspector::Blindness::pfnmap:
@@ -78,15 +84,31 @@ class Finisher {
         case VmaInspector::Blindness::unproven:
           unseen(Reason::maybe_pfnmap);
           break;
+        case VmaInspector::Blindness::gone:
+          return false;
       }
     } else if (may_be_small_hugetlb(extent)) {
       if (const auto size = inspector_.hugetlb_page_size(vma)) {
         extent.leaf_shift = static_cast<std::uint8_t>(size->shift());
       }
     }
+    return true;
   }
 
  private:
+  using Blindness = VmaInspector::Blindness;
+
+  /// The kernel asks about VM_PFNMAP before it looks at a page, so a page that it showed proves
+  /// sight at that moment. A driver may map the rest by frame number later; a record may hold
+  /// anything.
+  Blindness look(const Vma& vma, VaRange asked, const Extent& absent) {
+    const bool whole = absent.va == asked.start && absent.end() == asked.end;
+    if (live_ && !thorough_ && without_file(vma)) return Blindness::sighted;
+    if (live_ && !whole && !inspector_.may_turn_blind(vma)) return Blindness::sighted;
+    const Blindness blindness = inspector_.blindness(vma);
+    return blindness == Blindness::unproven && !whole ? Blindness::sighted : blindness;
+  }
+
   /// Whether the leaf size is in doubt: not told, or told as the base page where an
   /// architecture has hugetlb pages below a PMD (arm64, riscv).
   bool may_be_small_hugetlb(const Extent& extent) const {
@@ -99,6 +121,8 @@ class Finisher {
 
   VmaInspector& inspector_;
   bool live_;
+  bool thorough_;
+  std::optional<Blindness> sight_;
 };
 
 /// Whether this source could not see, and page tables would tell.
@@ -116,7 +140,7 @@ class Walk {
         backend_(translator_.backend()),
         sighted_(translator_.sees_pfnmap()),
         inspector_(inspector),
-        finisher_(inspector, !process.root().recorded()),
+        finisher_(inspector, !process.root().recorded(), report_gaps),
         page_size_(process.root().page_size()),
         range_(range.end.value != 0 ? range
                                     : VaRange{range.start, VirtAddr{0} - page_size_.bytes()}),
@@ -261,6 +285,7 @@ class Walk {
       if (*same && sighted_) {
         for (; i < j && open_; ++i) emit(vma, held_[i].extent, backend_);
       } else if (*same) {
+        finisher_.begin();
         for (; i < j && open_; ++i) {
           if (auto emitted = finish_and_emit(vma, held_[i].extent); !emitted) return emitted;
         }
@@ -296,7 +321,8 @@ class Walk {
   /// What pagemap is blind to is asked of the page tables, where these can be read.
   Result<void> finish_and_emit(const Vma& vma, Extent extent) {
     if (!sighted_) {
-      finisher_.finish(vma, asked(vma), extent);
+      if (!finisher_.finish(vma, asked(vma), extent))
+        return read_again({extent.va, extent.end()}, translator_);
       if (blind(extent) && (options_.kernel_mappings || tables_open_ || !is_vvar(vma))) {
         tables_open_ = true;
         if (Translator* const tables = fallback_.page_tables())
@@ -324,9 +350,13 @@ class Walk {
         if (!same) failed = std::unexpected(std::move(same.error()));
         moved = same && !*same;
         if (!failed || moved) return false;
+        finisher_.begin();
         for (Extent extent : got) {
+          if (!source.sees_pfnmap() && !finisher_.finish(**vma, part, extent)) {
+            moved = true;
+            return false;
+          }
           done = extent.end();
-          if (!source.sees_pfnmap()) finisher_.finish(**vma, part, extent);
           if (open_) emit(**vma, extent, source.backend());
         }
         got.clear();
@@ -470,14 +500,16 @@ Result<Translation> translate(const Process& process, Translator& translator,
       return Translation{std::move(vma), extent};
     }
     Translator* source = &translator;
+    bool moved = false;
     for (;;) {
+      moved = false;
       auto walked = source->walk({page, page + page_size.bytes()}, {}, [&](const Extent& read) {
         extent = read;
         return true;
       });
       if (!walked) return std::unexpected(std::move(walked.error()));
       if (!source->sees_pfnmap()) {
-        Finisher{inspector, !process.root().recorded()}.finish(
+        moved = !Finisher{inspector, !process.root().recorded(), true}.finish(
             *vma, {page, page + page_size.bytes()}, extent);
       }
       extent.backend = source->backend();
@@ -489,7 +521,7 @@ Result<Translation> translate(const Process& process, Translator& translator,
     if (!process.root().recorded()) {
       auto again = vma_of_page();
       if (!again) return std::unexpected(std::move(again.error()));
-      if (*again != vma) continue;
+      if (moved || *again != vma) continue;
       if (auto alive = process.check_alive(); !alive) {
         return std::unexpected(std::move(alive.error()));
       }

@@ -103,8 +103,8 @@ TEST_CASE("a kernel without VmFlags, or without KernelPageSize") {
   entry = reader.find({0x20000});
   REQUIRE(entry);
   REQUIRE(*entry);
-  REQUIRE((*entry)->flags);
-  CHECK((*entry)->flags->text().empty());
+  // qemu-user prints such a line: no VMA is without flags, so nothing is told.
+  CHECK_FALSE((*entry)->flags);
 }
 
 TEST_CASE("a page size that cannot be is not known") {

@@ -139,6 +139,49 @@ TEST_CASE("VM_PFNMAP is unseen, whether smaps proves it or cannot be read") {
         Lines{"7f1000001000 +2 unseen reason=1"});
 }
 
+TEST_CASE("flags decide what is unseen, never a name") {
+  struct Case {
+    const char* line;
+    const char* flags;  // null: no smaps
+    PageState whole;
+    PageState rest;  // of a mapping whose first page was shown
+  };
+  using enum PageState;
+  for (const Case& c : {
+           Case{"rw-s 00000000 00:0b 9 /dmabuf:", "rd wr sh pf", unseen, unseen},
+           {"rw-s 00000000 00:01 9 /memfd:x (deleted)", "rd wr sh pf io", unseen, unseen},
+           {"rw-s 00000000 00:01 9 /drm mm object (deleted)", "rd wr sh pf", unseen, unseen},
+           {"rw-p 00000000 00:00 0 ", "rd wr pf", unseen, unseen},
+           {"rw-p 00000000 00:00 0 [heap]", "rd wr pf", unseen, unseen},
+           {"rw-s 00000000 08:01 9 /usr/lib/x", "rd wr sh pf", unseen, unseen},
+           {"rw-s 00000000 00:0b 9 /dmabuf:", "rd wr sh", absent, absent},
+           {"rw-s 00000000 00:05 9 /dev/x", "rd wr sh mm", absent, absent},
+           {"rw-s 00000000 00:0b 9 /dmabuf:", "", unseen, absent},
+           {"rw-s 00000000 00:0b 9 /dmabuf:", nullptr, unseen, absent},
+           {"rw-s 00000000 00:05 9 /dev/x", "", unseen, absent},
+           {"rw-p 00000000 00:00 0 ", nullptr, absent, absent},
+           {"rw-p 00000000 08:01 9 /usr/lib/x", nullptr, absent, absent},
+       }) {
+    INFO(c.line << ", VmFlags " << (c.flags != nullptr ? c.flags : "unknown"));
+    const std::string maps =
+        std::string("10000-12000 ") + c.line + "\n20000-22000 " + c.line + "\n";
+    SystemModel model = one_process(maps, {{0x20000, 1, entry::present | 7, 1}});
+    if (c.flags != nullptr) {
+      std::string smaps;
+      for (const char* const range : {"10000-12000 ", "20000-22000 "})
+        smaps += std::string(range) + c.line + "\nVmFlags: " + c.flags + "\n";
+      model.processes[0].files["smaps"] = smaps;
+    }
+    const Recorded tree(model);
+    const Process process = tree.process(1);
+    const auto all = translate_whole(process);
+    REQUIRE(all.size() == 3);
+    CHECK(all[0].extent.state == c.whole);
+    CHECK(all[1].extent.state == resident);
+    CHECK(all[2].extent.state == c.rest);
+  }
+}
+
 TEST_CASE("gaps are unmapped, and an address beyond all VMAs too") {
   const Recorded tree(
       one_process("10000-12000 rw-p 00000000 00:00 0 \n12000-13000 r--p 00000000 00:00 0 "

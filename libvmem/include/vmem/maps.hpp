@@ -178,9 +178,10 @@ struct VmaFacts {
   bool dax = false;                         ///< that mount has a dax option
   std::optional<bool> device_node;          ///< the mapped file is a character device
   std::optional<VmFlags> flags;
-  std::optional<PageSize> kernel_page_size; ///< larger than the base page: hugetlb
-  std::optional<bool> thread_stack;         ///< a thread's stack pointer lies in it
-  std::optional<bool> packet_socket;        ///< the mapped socket is AF_PACKET
+  bool pfnmap = false;  ///< VM_PFNMAP for certain, whatever is known of flags
+  std::optional<PageSize> kernel_page_size;  ///< larger than the base page: hugetlb
+  std::optional<bool> thread_stack;  ///< a thread's stack pointer lies in it
+  std::optional<bool> packet_socket;  ///< the mapped socket is AF_PACKET
 };
 
 struct Classification {
@@ -199,8 +200,10 @@ VMEM_EXPORT Classification classify(const Vma& vma, const VmaFacts& facts, PageS
 class VMEM_EXPORT VmaInspector {
  public:
   explicit VmaInspector(const Process& process);
-  /// The same with a quicker source of flags than smaps; what it does not know is still taken from
-  /// there.
+  /// The same with a source of flags that does not hold the process up, as vm_flags_source() of
+  /// pages.hpp gives. It is asked where smaps might take long: the kernel walks every page of a VMA
+  /// for smaps, and the process's mmap() waits meanwhile, some 27 ms for each GiB of small pages.
+  /// What the source does not know is still taken from smaps.
   VmaInspector(const Process& process, VmFlagsSource flags);
   VmaInspector(VmaInspector&&) noexcept;
   VmaInspector& operator=(VmaInspector&&) noexcept;
@@ -210,13 +213,16 @@ class VMEM_EXPORT VmaInspector {
   /// from a stream.
   Classification classify(const Vma& vma);
 
-  /// VmFlags, from smaps unless a quicker source tells; empty where they cannot be read, or only by
-  /// passing more than `most` VMAs.
+  /// VmFlags of just this VMA; empty where they cannot be read, where the VMA is another one by
+  /// now, or if smaps would have to pass more than `most` VMAs.
   std::optional<VmFlags> flags(const Vma& vma, std::size_t most = SIZE_MAX);
 
   /// The entry of smaps for just this VMA; empty where there is none or smaps cannot be read.
   /// Costs as flags() does.
   std::optional<SmapsEntry> smaps(const Vma& vma);
+
+  /// Whether smaps was read of a process that it may have held up.
+  bool smaps_stalled() const;
 
   /// Whether the VMA may show memory of tmpfs or of the kernel's own shmem files: then its
   /// swapped pages stand in no page table.
@@ -230,17 +236,23 @@ class VMEM_EXPORT VmaInspector {
   /// also empty: smaps and PROCMAP_QUERY were both refused.
   std::optional<PageSize> hugetlb_page_size(const Vma& vma);
 
-  /// Whether pagemap is blind to this VMA (VM_PFNMAP). Ask only where it showed nothing:
-  /// the answer may cost a read of smaps.
+  /// Whether pagemap is blind to this VMA (VM_PFNMAP) at this moment. Ask where it showed nothing.
+  /// From Linux 6.7 on PAGEMAP_SCAN tells, in a microsecond and whatever the VMA is; before, and
+  /// of recorded systems, VmFlags do.
   enum class Blindness : std::uint8_t {
     sighted,  ///< ordinary memory: nothing shown means nothing there
-    pfnmap,  ///< VM_PFNMAP, as smaps says
+    pfnmap,  ///< VM_PFNMAP
     gate,  ///< [vsyscall]: not in the process's own page tables
-    unproven,  ///< could be VM_PFNMAP, and smaps cannot be read
+    unproven,  ///< could be VM_PFNMAP, and its flags cannot be read
+    gone,  ///< another VMA is there by now, or none
   };
   Blindness blindness(const Vma& vma);
+  /// Whether a driver may make the VMA VM_PFNMAP after some of its pages were shown: it has a file,
+  /// and not one of an ordinary file system. Cheap.
+  bool may_turn_blind(const Vma& vma);
 
  private:
+  Blindness confirm_blindness(const Vma& vma);
   struct State;
   std::unique_ptr<State> state_;
 };

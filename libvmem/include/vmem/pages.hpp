@@ -212,7 +212,7 @@ class VMEM_EXPORT Translator {
 
   /// The VMAs that end above `from`, ascending, with their VmFlags; as many as one look brings,
   /// none if there are no more. Flags whose names are not certain are left out. Errors:
-  /// not_supported where this source does not tell, or smaps is quicker.
+  /// not_supported where this source does not tell.
   virtual Result<std::vector<FlaggedVma>> vm_flags(VirtAddr from);
 
   /// The source to walk some `bytes` of address space with: this one, or what it knows to be
@@ -232,6 +232,11 @@ VMEM_EXPORT Result<std::unique_ptr<Translator>> open_translator(const Process& p
 /// Opens what serves best: pagemap, and behind it page tables (BPF, else the kernel module)
 /// where pagemap is blind and for long walks that can do without its page_bits.
 VMEM_EXPORT Result<std::unique_ptr<Translator>> open_translator(const Process& process);
+
+/// VmFlags of the process, which must outlive the source as the translator must: what the
+/// translator tells of them, else BPF, whatever backend the translator is. It is opened at the
+/// first question. Null of a recorded system, which has smaps alone.
+VMEM_EXPORT VmFlagsSource vm_flags_source(const Process& process, Translator& translator);
 
 /// What this translator's reader is shown. A live system has proven it; a recorded tree
 /// without a manifest tells it by its own first resident entries.

@@ -140,6 +140,9 @@ class VMEM_EXPORT Process {
   /// The bytes of that file, if it is a regular one; what lies beyond the page of its last byte
   /// cannot be touched. Empty as for the mode.
   std::optional<std::uint64_t> mapped_file_bytes(VaRange range) const;
+  /// The page size in bytes of the hugetlbfs that this file is on; 0: it is on another file
+  /// system (f_type and f_bsize of fstatfs(2)). Empty as for the mode.
+  std::optional<std::uint64_t> mapped_hugetlb_page_bytes(VaRange range) const;
 
  private:
   friend class SysRoot;
