@@ -105,6 +105,7 @@ struct VmaInspector::State {
   const Process* process;
   SmapsReader smaps;
   bool smaps_refused = false;
+  std::optional<Error> missing;
   std::optional<std::vector<Mount>> mounts;
   bool mounts_refused = false;
   std::optional<std::vector<std::uint64_t>> stack_pointers;  ///< ascending
@@ -189,11 +190,16 @@ struct VmaInspector::State {
       auto fd = process->open_file("mountinfo");
       if (!fd) {
         mounts_refused = true;
+        miss(std::move(fd.error()));
         return nullptr;
       }
-      LineChunks chunks{std::move(*fd), {}};
+      LineChunks chunks{std::move(*fd), process->path("mountinfo")};
       for (;;) {
         auto chunk = chunks.next();
+        if (!chunk) {
+          mounts_refused = true;
+          miss(std::move(chunk.error()));
+        }
         if (!chunk || chunk->empty()) break;
         for (std::string_view rest = *chunk; !rest.empty();) {
           if (auto mount = parse_mount(take_line(rest))) mounts->push_back(std::move(*mount));
@@ -212,6 +218,7 @@ struct VmaInspector::State {
     auto entry = smaps.find(vma.range.start, most);
     if (!entry) {
       smaps_refused = true;
+      miss(std::move(entry.error()));
       return {};
     }
     if (!*entry || !((*entry)->range == vma.range)) return {};
@@ -230,7 +237,10 @@ struct VmaInspector::State {
     if (!packet_inodes) {
       packet_inodes.emplace();
       // "sk RefCnt Type Proto Iface R Rmem User Inode" (net/packet/af_packet.c)
-      if (const auto text = process->read_file("net/packet", 16 << 20)) {
+      auto text = process->read_file("net/packet", 16 << 20);
+      // A kernel without AF_PACKET has none.
+      if (!text && text.error().code != Errc::not_found) miss(std::move(text.error()));
+      if (text) {
         std::string_view rest = *text;
         take_line(rest);
         while (!rest.empty()) {
@@ -251,10 +261,13 @@ struct VmaInspector::State {
   bool holds_stack_pointer(VaRange range) {
     if (!stack_pointers) {
       stack_pointers.emplace();
-      if (const auto threads = process->list("task")) {
+      auto threads = process->list("task");
+      if (!threads) {
+        miss(std::move(threads.error()));
+      } else {
         for (const std::string& thread : *threads) {
           const auto text = process->read_file(("task/" + thread + "/syscall").c_str(), 4096);
-          if (!text) continue;
+          if (!text) continue;  // it has ended, or the reader may not see it
           // "NR ARG*6 SP PC", "-1 SP PC", or "running": the stack pointer is next to last.
           std::string_view line = std::string_view(*text).substr(0, text->find('\n'));
           const std::size_t last = line.rfind(' ');
@@ -274,6 +287,14 @@ struct VmaInspector::State {
   }
 
   PageSize page_size() const { return process->root().page_size(); }
+
+  /// Keeps the first reason why something could not be told. What a recording lacks is no failure,
+  /// and a process that has ended is found out elsewhere.
+  void miss(Error error) {
+    const bool lacks = process->root().recorded() && error.code == Errc::not_found;
+    const bool ended = error.code == Errc::no_process || error.code == Errc::process_changed;
+    if (!missing && !lacks && !ended) missing = std::move(error);
+  }
 
   /// The flags of our own mapping of that name, [vvar] or [vsyscall]: whether it is VM_PFNMAP is
   /// the same for every process ([vvar] is on 6.18, and is not on 7.x), and our own smaps are
@@ -371,6 +392,8 @@ std::optional<VmFlags> VmaInspector::flags(const Vma& vma, std::size_t most) {
 }
 
 std::optional<SmapsEntry> VmaInspector::smaps(const Vma& vma) { return state_->smaps_entry(vma); }
+
+const Error* VmaInspector::missing() const { return state_->missing ? &*state_->missing : nullptr; }
 
 bool VmaInspector::smaps_stalled() const { return state_->smaps_stalled; }
 

@@ -384,6 +384,26 @@ void perf() {
   say("perf-ring", "special", "perf", at, 9 * page, "-");
 }
 
+/// linux/udmabuf.h, which older headers lack.
+void dma_buf() {
+  struct {
+    std::uint32_t memfd, flags;
+    std::uint64_t offset, size;
+  } create{};
+  const std::size_t bytes = 16 * page;
+  const int memory =
+      check(memfd_create("dma-buf", MFD_CLOEXEC | MFD_ALLOW_SEALING), "memfd_create");
+  check(ftruncate(memory, static_cast<off_t>(bytes)), "ftruncate");
+  check(fcntl(memory, F_ADD_SEALS, F_SEAL_SHRINK), "F_SEAL_SHRINK");
+  const int device = check(open("/dev/udmabuf", O_RDWR | O_CLOEXEC), "/dev/udmabuf");
+  create.memfd = static_cast<std::uint32_t>(memory);
+  create.size = bytes;
+  const int buffer = check(ioctl(device, _IOW('u', 0x42, create), &create), "UDMABUF_CREATE");
+  char* const at = map(bytes, read_write, MAP_SHARED, buffer);
+  write_pages(at, 0, 16);
+  say("dma-buf", "device", "dma-buf", at, bytes, "-");
+}
+
 int bpf_map(std::uint32_t type, std::uint32_t key, std::uint32_t value, std::uint32_t entries,
             std::uint32_t flags) {
   bpf_attr attributes{};
@@ -551,6 +571,7 @@ const std::vector<Maker>& makers() {
       {"packet-ring", packet},
       {"xdp-ring", xdp},
       {"perf-ring", perf},
+      {"dma-buf", dma_buf},
       {"bpf-array", bpf_array},
       {"bpf-ringbuf", bpf_ringbuf},
       {"aio-ring", aio},

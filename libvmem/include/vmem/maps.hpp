@@ -221,6 +221,11 @@ class VMEM_EXPORT VmaInspector {
   /// Costs as flags() does.
   std::optional<SmapsEntry> smaps(const Vma& vma);
 
+  /// Why an answer so far is coarser than it might be, or missing: the first file of /proc that
+  /// could not be read (mountinfo, smaps, net/packet, task). Null: none. That the reader may not
+  /// see a thread's stack pointer is no such reason; then the stack is `anon`.
+  const Error* missing() const;
+
   /// Whether smaps was read of a process that it may have held up.
   bool smaps_stalled() const;
 
