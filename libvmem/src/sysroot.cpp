@@ -20,6 +20,7 @@
 
 #include "errors.hpp"
 #include "pagemap_bits.hpp"
+#include "proc_view.hpp"
 
 namespace vmem {
 
@@ -30,6 +31,7 @@ struct SysRoot::State {
   PageSize page_size;
   PfnAccess access = PfnAccess::unknown;
   std::string release;  ///< from a manifest
+  bool hides_processes = false;  ///< from a manifest
 };
 
 namespace {
@@ -124,6 +126,7 @@ struct Manifest {
   PageSize page_size;
   PfnAccess access = PfnAccess::unknown;
   std::string release;
+  bool hides_processes = false;
 };
 
 Result<Manifest> parse_manifest(std::string_view text, const std::string& path) {
@@ -158,6 +161,11 @@ Result<Manifest> parse_manifest(std::string_view text, const std::string& path) 
         manifest.access = PfnAccess::none;
       else
         return fail(Errc::malformed, "manifest: pfn_access", path);
+    } else if (key == "hidepid") {
+      // As mountinfo writes it; "noaccess" leaves nobody out of the list.
+      manifest.hides_processes = value == "invisible" || value == "ptraceable";
+      if (!manifest.hides_processes && value != "off" && value != "noaccess")
+        return fail(Errc::malformed, "manifest: hidepid", path);
     } else if (key == "kernel") {
       manifest.release = value;
     }
@@ -267,6 +275,7 @@ Result<SysRoot> SysRoot::open(const std::string& directory) {
     state->page_size = manifest->page_size;
     state->access = manifest->access;
     state->release = manifest->release;
+    state->hides_processes = manifest->hides_processes;
   } else if (text.error().code != Errc::not_found) {
     return std::unexpected(std::move(text.error()));
   }
@@ -404,6 +413,12 @@ Result<std::vector<pid_t>> SysRoot::processes() const {
   }
   std::ranges::sort(pids);
   return pids;
+}
+
+std::optional<std::string_view> SysRoot::hidden_processes() const {
+  if (!state_->recorded) return vmem::hidden_processes(state_->directory.get());
+  if (!state_->hides_processes) return {};
+  return "the recorder's proc was mounted with hidepid: only its own processes are recorded";
 }
 
 Result<std::vector<pid_t>> SysRoot::find_by_comm(std::string_view comm) const {

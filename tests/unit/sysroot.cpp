@@ -34,6 +34,19 @@ TEST_CASE("a manifest says page size, PFN access and kernel") {
   CHECK(with_manifest(directory, "page_size 16384")->page_size().bytes() == 16384);
 }
 
+TEST_CASE("a recording's list of processes is incomplete where its manifest says so") {
+  const TempDir directory;
+  CHECK_FALSE(with_manifest(directory, "vmem-tree 1\n")->hidden_processes());
+  for (const char* const value : {"off", "noaccess"})
+    CHECK_FALSE(with_manifest(directory, std::string("hidepid ") + value)->hidden_processes());
+  for (const char* const value : {"invisible", "ptraceable"}) {
+    const auto why = with_manifest(directory, std::string("hidepid ") + value)->hidden_processes();
+    REQUIRE(why);
+    CHECK(why->find("hidepid") != std::string_view::npos);
+  }
+  CHECK_FALSE(with_manifest(directory, "hidepid 7\n"));
+}
+
 TEST_CASE("without a manifest the page size is 4096 and PFN access unknown") {
   const TempDir directory;
   const auto root = SysRoot::open(directory.string());

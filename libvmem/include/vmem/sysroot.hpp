@@ -8,6 +8,7 @@
 ///     vmem-tree 1
 ///     page_size 65536
 ///     pfn_access full|hidden|none
+///     hidepid off|noaccess|invisible|ptraceable
 /// Without a manifest the page size is 4096 and PFN access is unknown until a
 /// recorded entry shows it.
 #pragma once
@@ -94,8 +95,17 @@ class VMEM_EXPORT SysRoot {
   /// The process that asks (live), or the one that proc/self names (recorded).
   Result<Process> self() const;
 
-  /// Every process there is, kernel threads and zombies among them, ascending.
+  /// Every process that this reader is shown (see hidden_processes()), kernel threads and zombies
+  /// among them, ascending.
   Result<std::vector<pid_t>> processes() const;
+
+  /// Why processes() does not have every process for this reader: proc is mounted with
+  /// hidepid=invisible or hidepid=ptraceable, and neither the mount's gid= nor CAP_SYS_PTRACE exempts
+  /// the reader; or mountinfo, which tells, cannot be read. A sentence without a full stop, static.
+  /// Empty: the list has all (those that are listed may still be refused one by one, as under
+  /// hidepid=noaccess). Of a recorded tree the manifest's `hidepid` says that its list is so.
+  /// Costs a read of /proc/self/mountinfo: ask once.
+  std::optional<std::string_view> hidden_processes() const;
 
   /// Every process whose comm is exactly `comm`, ascending.
   Result<std::vector<pid_t>> find_by_comm(std::string_view comm) const;
