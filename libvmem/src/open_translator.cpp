@@ -137,7 +137,15 @@ namespace {
 /// Of a recorded system: pagemap, or the extents that stand in its place.
 Result<std::unique_ptr<Translator>> open_recorded(const Process& process) {
   auto extents = open_recorded_extents(process);
-  if (!extents && extents.error().code == Errc::not_found) return open_pagemap(process);
+  if (!extents && extents.error().code == Errc::not_found) {
+    auto pagemap = open_pagemap(process);
+    if (!pagemap && pagemap.error().code == Errc::not_found) {
+      pagemap.error().hint =
+          "a recording needs maps, and pagemap or extents, of each process "
+          "(docs/recorded-systems.md; scripts/capture-fixture records them)";
+    }
+    return pagemap;
+  }
   if (!extents) return extents;
   // One that cannot be opened is there all the same.
   if (const auto pagemap = process.open_file("pagemap");
