@@ -56,7 +56,9 @@ std::string to_string(const Error& error) {
     text += " at ";
     append_hex(text, error.address);
   }
+  if (error.line != 0) text += ": line " + std::to_string(error.line);
   text += ": ";
+  if (error.reason != nullptr) return text += error.reason;
   // The code is more exact than errno where it was read off something else than errno.
   const bool by_errno =
       error.os_errno != 0 && (error.code == Errc::io || error.code == Errc::permission ||

@@ -92,8 +92,7 @@ Result<FrameReader> FrameReader::open(const SysRoot& root, std::uint8_t wanted) 
   if (!any) {
     if (!first_error) first_error = Error{.code = Errc::invalid_argument, .what = "no frame facts"};
     if (first_error->code == Errc::permission) {
-      first_error->hint =
-          "frame facts take CAP_DAC_READ_SEARCH (the files have mode 0400): run as root";
+      first_error->hint = permission_hint(Privilege::frames);
     }
     return std::unexpected(std::move(*first_error));
   }

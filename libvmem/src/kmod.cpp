@@ -46,7 +46,7 @@ std::unexpected<Error> failed_call(const Process& process, int os_errno, VirtAdd
       error.path = process.path("");
       break;
     case EPERM:
-      error.hint = "page tables take CAP_SYS_ADMIN: run as root";
+      error.hint = permission_hint(Privilege::page_tables);
       break;
     default:
       break;
@@ -320,7 +320,7 @@ Result<std::unique_ptr<Translator>> open_kmod(const Process& process) {
     if (error.code == Errc::not_found) {
       error.hint = "load the module: make -C kmod && insmod kmod/vmem.ko (modprobe vmem by DKMS)";
     } else if (error.code == Errc::permission) {
-      error.hint = "page tables take CAP_SYS_ADMIN: run as root";
+      error.hint = permission_hint(Privilege::page_tables);
     }
     return std::unexpected(std::move(error));
   }

@@ -3,7 +3,9 @@
 
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <linux/magic.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -110,11 +112,23 @@ bool exempt_by_group(int root, std::string_view options) {
   return in_group(group);
 }
 
-bool has_ptrace_capability() {
+/// Effective capabilities, a bit each; none if they cannot be asked for.
+std::uint64_t capabilities() {
   __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
   __user_cap_data_struct data[2];
-  return syscall(SYS_capget, &header, data) == 0 &&
-         (data[0].effective & (1U << CAP_SYS_PTRACE)) != 0;
+  if (syscall(SYS_capget, &header, data) != 0) return 0;
+  return std::uint64_t{data[1].effective} << 32 | data[0].effective;
+}
+
+constexpr std::uint64_t capability(unsigned n) { return std::uint64_t{1} << n; }
+
+bool has_ptrace_capability() { return (capabilities() & capability(CAP_SYS_PTRACE)) != 0; }
+
+/// Whether root here is root of the machine: the first user namespace has a number of its own
+/// (PROC_USER_INIT_INO in include/linux/proc_ns.h).
+bool in_initial_user_namespace() {
+  struct stat info{};
+  return stat("/proc/self/ns/user", &info) != 0 || info.st_ino == 0xEFFFFFFDU;
 }
 
 bool same_file(int root, const char* a, const char* b) {
@@ -124,6 +138,68 @@ bool same_file(int root, const char* a, const char* b) {
 }
 
 }  // namespace
+
+bool proc_is_mounted(int root) {
+  const Fd fd{openat(root, "proc", O_PATH | O_DIRECTORY | O_CLOEXEC)};
+  struct statfs info{};
+  return fd.valid() && fstatfs(fd.get(), &info) == 0 && info.f_type == PROC_SUPER_MAGIC;
+}
+
+void explain_missing(int root, std::string_view path, Error& error) {
+  if (error.os_errno != ENOENT || !path.starts_with("proc/")) return;
+  if (!proc_is_mounted(root)) {
+    error.reason = "/proc is not mounted";
+    error.hint = "mount -t proc proc /proc";
+    return;
+  }
+  path.remove_prefix(5);
+  if (path == "self" || path.starts_with("self/")) {
+    error.reason = "/proc shows another PID namespace than this process's";
+    error.hint = "mount -t proc proc /proc, in a mount namespace of its own";
+    return;
+  }
+  if (!path.empty() && path[0] >= '0' && path[0] <= '9') return;
+  const auto options = proc_options(root);
+  if (options && option_value(*options, "subset=") == "pid")
+    error.hint = "proc is mounted with subset=pid: it has nothing but processes";
+}
+
+const char* permission_hint(Privilege wanted) {
+  const bool initial = in_initial_user_namespace();
+  const auto choose = [&](std::uint64_t needed, const char* lacking, const char* confined,
+                          const char* refused) {
+    if ((capabilities() & needed) != needed) return lacking;
+    return initial ? refused : confined;
+  };
+  constexpr std::uint64_t ptrace = capability(CAP_SYS_PTRACE);
+  constexpr std::uint64_t admin = capability(CAP_SYS_ADMIN);
+  switch (wanted) {
+    case Privilege::process:
+      return choose(
+          ptrace,
+          "another user's (or a non-dumpable) process needs CAP_SYS_PTRACE and "
+          "CAP_DAC_READ_SEARCH (and CAP_SYS_ADMIN for PFNs): run as root",
+          "root of a user namespace may not read processes of another one: run outside of it",
+          "the process has capabilities that you have not, or an LSM (SELinux, AppArmor) refuses");
+    case Privilege::pfns:
+      return choose(admin, "PFNs take CAP_SYS_ADMIN in the initial user namespace: run as root",
+                    "PFNs need CAP_SYS_ADMIN in the initial user namespace, and this one is "
+                    "another: run outside of the container",
+                    "the kernel hides PFNs although you have CAP_SYS_ADMIN");
+    case Privilege::frames:
+      return choose(capability(CAP_DAC_READ_SEARCH),
+                    "frame facts need CAP_DAC_READ_SEARCH (the files have mode 0400): run as root",
+                    "frame facts need root of the initial user namespace, and this one is another: "
+                    "run outside of the container",
+                    "an LSM refuses, although you have CAP_DAC_READ_SEARCH");
+    case Privilege::page_tables:
+      return choose(admin, "page tables need CAP_SYS_ADMIN: run as root",
+                    "page tables need CAP_SYS_ADMIN in the initial user namespace, and this one is "
+                    "another: run outside of the container",
+                    "an LSM or lockdown refuses, although you have CAP_SYS_ADMIN");
+  }
+  return "run as root";
+}
 
 std::optional<std::string_view> hidden_processes(int root) {
   struct stat info{};

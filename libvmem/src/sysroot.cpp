@@ -36,11 +36,6 @@ struct SysRoot::State {
 
 namespace {
 
-constexpr const char* ptrace_hint =
-    "another user's (or a non-dumpable) process takes CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH (and "
-    "CAP_SYS_ADMIN for "
-    "PFNs): run as root";
-
 /// In a recorded tree links resolve inside the tree, and "magic" links not at all.
 int open_beneath(int directory, const char* path, int flags) {
   open_how how{};
@@ -307,10 +302,16 @@ Result<Fd> open_in(int directory, bool recorded, const char* path, int flags, st
 
 }  // namespace
 
-Result<Fd> SysRoot::open_file(const char* path) const {
-  return open_in(state_->directory.get(), state_->recorded, path, O_RDONLY,
-                 message_path(state_->name, path));
+/// Opens a file of the root. On the live system what is missing in /proc may be so because there is
+/// no /proc, or not all of it.
+Result<Fd> SysRoot::open_below(const char* path, int flags) const {
+  auto fd = open_in(state_->directory.get(), state_->recorded, path, flags,
+                    message_path(state_->name, path));
+  if (!fd && !state_->recorded) explain_missing(state_->directory.get(), path, fd.error());
+  return fd;
 }
+
+Result<Fd> SysRoot::open_file(const char* path) const { return open_below(path, O_RDONLY); }
 
 Result<std::string> SysRoot::read_file(const char* path, std::size_t limit) const {
   auto fd = open_file(path);
@@ -319,8 +320,7 @@ Result<std::string> SysRoot::read_file(const char* path, std::size_t limit) cons
 }
 
 Result<std::vector<std::string>> SysRoot::list(const char* path) const {
-  auto fd = open_in(state_->directory.get(), state_->recorded, path, O_RDONLY | O_DIRECTORY,
-                    message_path(state_->name, path));
+  auto fd = open_below(path, O_RDONLY | O_DIRECTORY);
   if (!fd) return std::unexpected(std::move(fd.error()));
   return list_directory(std::move(*fd), message_path(state_->name, path));
 }
@@ -329,10 +329,15 @@ Result<std::string> SysRoot::read_link(const char* path) const {
   constexpr int flags = O_PATH | O_NOFOLLOW | O_CLOEXEC;
   const Fd link{state_->recorded ? open_beneath(state_->directory.get(), path, flags)
                                  : openat(state_->directory.get(), path, flags)};
-  if (!link.valid()) return failed(errno, "opening link", message_path(state_->name, path));
+  const auto refused = [&](const char* what) {
+    Error error = make_error(errno, what, message_path(state_->name, path));
+    if (!state_->recorded) explain_missing(state_->directory.get(), path, error);
+    return std::unexpected(std::move(error));
+  };
+  if (!link.valid()) return refused("opening link");
   char target[4096];
   const ssize_t n = readlinkat(link.get(), "", target, sizeof target);
-  if (n < 0) return failed(errno, "reading link", message_path(state_->name, path));
+  if (n < 0) return refused("reading link");
   return std::string(target, static_cast<std::size_t>(n));
 }
 
@@ -352,13 +357,23 @@ Result<Process> SysRoot::process(pid_t pid) const {
   std::optional<Stat> stat;
   for (int attempt = 0;; ++attempt) {
     const std::string name = "proc/" + std::to_string(pid);
-    auto directory = open_in(state_->directory.get(), state_->recorded, name.c_str(),
-                             O_RDONLY | O_DIRECTORY, message_path(state_->name, name));
+    auto directory = open_below(name.c_str(), O_RDONLY | O_DIRECTORY);
     process.pid_ = pid;
     if (!directory) {
       Error& error = directory.error();
       error.what = "opening process";
-      if (error.code == Errc::not_found) error.code = Errc::no_process;
+      if (error.reason == nullptr && error.code == Errc::not_found) {
+        error.code = Errc::no_process;
+        if (const auto hidden = hidden_processes()) {
+          error.reason = "no such process, or hidden by hidepid";
+          error.hint = hidden->data();
+        }
+      } else if (!state_->recorded && error.code == Errc::permission) {
+        // Nothing else keeps anybody from opening the directory (proc_pid_permission()).
+        error.hint =
+            "proc is mounted with hidepid: other users' processes need CAP_SYS_PTRACE, or "
+            "the group that the mount's gid= names";
+      }
       return std::unexpected(std::move(error));
     }
     process.directory_ = std::move(*directory);
@@ -404,6 +419,12 @@ Result<Process> SysRoot::process(pid_t pid) const {
 }
 
 Result<std::vector<pid_t>> SysRoot::processes() const {
+  // Of a /proc that is an empty directory the list would be empty.
+  if (!state_->recorded && !proc_is_mounted(state_->directory.get())) {
+    Error error = make_error(ENOENT, "listing processes", "/proc");
+    explain_missing(state_->directory.get(), "proc/", error);
+    return std::unexpected(std::move(error));
+  }
   auto names = list("proc");
   if (!names) return std::unexpected(std::move(names.error()));
   std::vector<pid_t> pids;
@@ -463,7 +484,7 @@ Result<Fd> Process::open_file(const char* name) const {
     if (!check_alive())
       error.code = Errc::no_process;
     else
-      error.hint = ptrace_hint;
+      error.hint = permission_hint(Privilege::process);
   }
   return fd;
 }
@@ -498,6 +519,10 @@ Result<std::vector<std::string>> Process::list(const char* name) const {
   auto fd = open_in(directory_.get(), root_.recorded(), name, O_RDONLY | O_DIRECTORY, path(name));
   if (!fd) return std::unexpected(std::move(fd.error()));
   return list_directory(std::move(*fd), path(name));
+}
+
+void Process::skip_odd_lines(std::function<void(const OddLine&)> tell) {
+  odd_lines_ = std::make_shared<const std::function<void(const OddLine&)>>(std::move(tell));
 }
 
 Result<void> Process::check_alive() const {

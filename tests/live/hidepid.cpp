@@ -101,3 +101,72 @@ TEST_CASE("a hidepid mount below another one does not count") {
           return as_reader(nobody, nobody, false);
         }) == "all with 1");
 }
+
+namespace {
+
+std::string error_of(const Error& error) {
+  return to_string(error) + "; " + (error.hint != nullptr ? error.hint : "no hint");
+}
+
+/// The error that a reader gets for process `pid`.
+std::string asked_for(pid_t pid, uid_t uid) {
+  if (uid != 0 && !become(uid, uid, false)) return "cannot become another user";
+  const auto root = SysRoot::live();
+  if (!root) return error_of(root.error());
+  const auto process = root->process(pid);
+  return process ? "opened" : error_of(process.error());
+}
+
+}  // namespace
+
+TEST_CASE("a process that hidepid hides, or keeps shut, is not simply said to be none") {
+  if (geteuid() != 0) return skip_or_fail("pfn", "only root can mount proc");
+  const pid_t ours = getpid();
+  for (const char* const options : {"hidepid=2", "hidepid=4"}) {
+    const std::string line = with_proc(options, [&] { return asked_for(ours, nobody); });
+    CAPTURE(options, line);
+    CHECK(line.find("no such process, or hidden by hidepid") != std::string::npos);
+    CHECK(line.find("only your own processes are seen") != std::string::npos);
+  }
+  const std::string shut = with_proc("hidepid=1", [&] { return asked_for(ours, nobody); });
+  CAPTURE(shut);
+  CHECK(shut.find("Operation not permitted") != std::string::npos);
+  CHECK(shut.find("mounted with hidepid") != std::string::npos);
+  const std::string none = with_proc("", [] { return asked_for(4194303, nobody); });
+  CHECK(none.find("hidepid") == std::string::npos);
+}
+
+TEST_CASE("without a proc file system that is the reason, not the process") {
+  if (geteuid() != 0) return skip_or_fail("pfn", "only root can mount proc");
+  const pid_t ours = getpid();
+  const std::string one = with_proc("-", [&] { return asked_for(ours, 0); });
+  CHECK(one.find("/proc is not mounted; mount -t proc") != std::string::npos);
+  const auto in = [](const std::function<std::string(const SysRoot&)>& body) {
+    return with_proc("-", [&] { return body(*SysRoot::live()); });
+  };
+  CHECK(in([](const SysRoot& root) {
+          return error_of(root.processes().error());
+        }).find("/proc is not mounted") != std::string::npos);
+  CHECK(in([](const SysRoot& root) {
+          return error_of(root.self().error());
+        }).find("/proc is not mounted") != std::string::npos);
+  CHECK(in([](const SysRoot& root) {
+          return error_of(root.open_file("proc/kpageflags").error());
+        }).find("/proc is not mounted") != std::string::npos);
+  const std::string subset = with_proc(
+      "subset=pid", [] { return error_of(SysRoot::live()->open_file("proc/kpageflags").error()); });
+  CAPTURE(subset);
+  CHECK((subset.find("subset=pid") != std::string::npos || subset == "cannot mount"));
+}
+
+TEST_CASE("who has the capability is not told to get it") {
+  if (geteuid() != 0) return skip_or_fail("pfn", "only root can become another user");
+  const auto hint = [](bool ptrace) {
+    return with_proc("", [=] {
+      if (!become(nobody, nobody, ptrace)) return std::string("cannot become another user");
+      return std::string(permission_hint(Privilege::process));
+    });
+  };
+  CHECK(hint(false).find("run as root") != std::string::npos);
+  CHECK(hint(true).find("run as root") == std::string::npos);
+}

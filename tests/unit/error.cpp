@@ -30,6 +30,13 @@ TEST_CASE("the hint is not part of the line") {
   CHECK(to_string(error) == "opening: /x: Permission denied");
 }
 
+TEST_CASE("a line's number, and a reason that is more exact than the code's") {
+  Error error{.code = Errc::malformed, .what = "parsing maps", .path = "/proc/7/maps", .line = 2};
+  CHECK(to_string(error) == "parsing maps: /proc/7/maps: line 2: malformed or truncated");
+  error.reason = "an empty mapping";
+  CHECK(to_string(error) == "parsing maps: /proc/7/maps: line 2: an empty mapping");
+}
+
 TEST_CASE("an address is shown in hexadecimal") {
   const Error error{.code = Errc::malformed,
                     .os_errno = 0,

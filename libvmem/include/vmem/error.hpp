@@ -31,12 +31,16 @@ struct Error {
   std::string path;              ///< as opened, with a leading '/'; may be empty
   std::uint64_t address = 0;     ///< virtual address or file offset concerned, or 0
   const char* hint = nullptr;    ///< what the user can do, or null
+  std::uint64_t line = 0;        ///< of the text file at `path`, from 1; 0: none
+  /// The reason in words (static), where they are more exact than the code's; or null.
+  const char* reason = nullptr;
 };
 
 template <class T>
 using Result = std::expected<T, Error>;
 
-/// "what: path: reason", in one line without a newline; the hint is not part of it.
+/// "what: path: reason" ("what: path: line 2: reason"), in one line without a newline; the hint is
+/// not part of it.
 VMEM_EXPORT std::string to_string(const Error& error);
 
 }  // namespace vmem

@@ -17,6 +17,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -58,6 +59,26 @@ enum class PfnAccess : std::uint8_t {
   hidden,   ///< pagemap can be read, PFN and swap fields read 0
   none,     ///< pagemap cannot be read at all
   unknown,  ///< a recorded tree that does not say
+};
+
+/// What a reader is refused where it lacks a right.
+enum class Privilege : std::uint8_t {
+  process,      ///< files of another user's, or of a non-dumpable, process
+  pfns,         ///< page frame numbers in pagemap
+  frames,       ///< /proc/kpageflags and its relatives
+  page_tables,  ///< page tables
+};
+
+/// What the user can do about a refusal, by the effective capabilities and the user namespace of
+/// the one who asks: who has what it needs is not told to run as root. A static string.
+VMEM_EXPORT const char* permission_hint(Privilege wanted);
+
+/// A line of a process's maps that cannot be what it stands for, and was left out.
+struct OddLine {
+  const char* what = "";   ///< static: "an empty mapping"
+  std::string path;        ///< of the file, for messages
+  std::uint64_t line = 0;  ///< its number, from 1
+  VaRange range;           ///< what it names; empty with start 0 where even that cannot be told
 };
 
 class Process;
@@ -117,6 +138,7 @@ class VMEM_EXPORT SysRoot {
   friend class Process;
   struct State;
   explicit SysRoot(std::shared_ptr<const State> state);
+  Result<Fd> open_below(const char* path, int flags) const;
   std::shared_ptr<const State> state_;
 };
 
@@ -139,6 +161,13 @@ class VMEM_EXPORT Process {
   /// "/proc/PID/name", for messages.
   std::string path(const char* name) const;
 
+  /// From now on a line of maps that is wrong by itself (an empty mapping, one that is not aligned to
+  /// pages, one that is no maps line at all) is left out and told to `tell`, instead of being an error
+  /// that refuses the whole process. What it stood for then looks unmapped: whoever calls this must
+  /// say so. `tell` is called again each time the line is read. Lines out of order or overlapping, of
+  /// which none knows which is wrong, and the 4097th of one reading, stay errors.
+  void skip_odd_lines(std::function<void(const OddLine&)> tell);
+
   /// An error unless the process still lives (no_process) and runs the program that it ran
   /// when it was opened (process_changed).
   Result<void> check_alive() const;
@@ -156,6 +185,7 @@ class VMEM_EXPORT Process {
 
  private:
   friend class SysRoot;
+  friend class VmaReader;
   explicit Process(SysRoot root) : root_(std::move(root)) {}
   bool turn_to_living_thread();
   SysRoot root_;
@@ -164,6 +194,7 @@ class VMEM_EXPORT Process {
   std::string comm_;
   std::optional<std::uint64_t> start_time_;
   std::uint64_t layout_ = 0;
+  std::shared_ptr<const std::function<void(const OddLine&)>> odd_lines_;
 };
 
 /// preads until `bytes` are there, end of file, or an error. Returns the bytes read.
