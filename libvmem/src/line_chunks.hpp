@@ -4,6 +4,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <memory>
@@ -57,6 +58,21 @@ class LineChunks {
 
   /// File offset of the chunk that next() returned last.
   std::uint64_t offset() const { return offset_; }
+  /// Number of the line that begins at the file offset `at`, from 1. For messages: it reads the
+  /// file again, from where it was last asked to on.
+  std::uint64_t line_at(std::uint64_t at) {
+    if (at < known_offset_) known_offset_ = known_lines_ = 0;
+    char piece[4096];
+    while (known_offset_ < at) {
+      const auto wanted =
+          static_cast<std::size_t>(std::min<std::uint64_t>(at - known_offset_, sizeof piece));
+      const ssize_t n = ::pread(fd_.get(), piece, wanted, static_cast<off_t>(known_offset_));
+      if (n <= 0) break;
+      known_lines_ += static_cast<std::uint64_t>(std::count(piece, piece + n, '\n'));
+      known_offset_ += static_cast<std::uint64_t>(n);
+    }
+    return known_lines_ + 1;
+  }
   const std::string& path() const { return path_; }
 
  private:
@@ -67,6 +83,8 @@ class LineChunks {
   std::size_t used_ = 0;
   std::size_t filled_ = 0;
   std::uint64_t offset_ = 0;
+  std::uint64_t known_offset_ = 0;  ///< so far line_at() has counted known_lines_
+  std::uint64_t known_lines_ = 0;
 };
 
 /// Cuts off what stands before the first `end`, and that; all of `text` where there is none.

@@ -210,6 +210,8 @@ struct VmaReader::State {
   LineChunks chunks;
   PageSize page_size;
   bool recorded;
+  std::shared_ptr<const std::function<void(const OddLine&)>> odd_lines;
+  unsigned odd_count = 0;
   LineParser parser;
   std::string_view rest;
   std::uint64_t chunk_size = 0;
@@ -227,6 +229,21 @@ struct VmaReader::State {
     return page_size.offset(vma.range.start) == 0 && page_size.offset(vma.range.end) == 0;
   }
 
+  /// What is wrong with the line by itself; null: nothing, and it is in `vma`.
+  const char* oddness(std::string_view line, Vma& vma) const {
+    if (!parse_maps_line(line, vma)) {
+      const char* p = line.data();
+      const char* const end = p + line.size();
+      VaRange range;
+      const bool ranged = take_hex(p, end, range.start.value) && take(p, end, '-') &&
+                          take_hex(p, end, range.end.value) && take(p, end, ' ');
+      const bool empty = ranged && range.start == range.end;
+      vma.range = ranged && range.start <= range.end ? range : VaRange{};
+      return empty ? "an empty mapping" : "not a line of maps";
+    }
+    return aligned(vma) ? nullptr : "a mapping that is not aligned to pages";
+  }
+
   Result<bool> next(Vma& vma);
 };
 
@@ -239,7 +256,8 @@ Result<VmaReader> VmaReader::open(const Process& process) {
   auto fd = process.open_file("maps");
   if (!fd) return std::unexpected(std::move(fd.error()));
   return VmaReader{std::make_unique<State>(LineChunks{std::move(*fd), process.path("maps")},
-                                           process.root().page_size(), process.root().recorded())};
+                                           process.root().page_size(), process.root().recorded(),
+                                           process.odd_lines_)};
 }
 
 Result<bool> VmaReader::next(Vma& vma) {
@@ -257,13 +275,21 @@ Result<bool> VmaReader::next(Vma& vma) {
       chunk_size = chunk->size();
     }
     const std::size_t left = rest.size();
-    const bool valid = parse_maps_line(take_line(rest), vma) && aligned(vma);
-    const bool ascending = valid && vma.range.start >= previous_end;
-    if (!valid || (!ascending && recorded)) {
-      return std::unexpected(Error{.code = Errc::malformed,
-                                   .what = "parsing maps",
-                                   .path = chunks.path(),
-                                   .address = chunks.offset() + (chunk_size - left)});
+    const char* const odd = oddness(take_line(rest), vma);
+    const bool ascending = odd == nullptr && vma.range.start >= previous_end;
+    if (odd != nullptr || (!ascending && recorded)) {
+      const std::uint64_t line = chunks.line_at(chunks.offset() + (chunk_size - left));
+      constexpr unsigned most_odd = 4096;  // with more it is no maps at all
+      if (odd != nullptr && odd_lines && ++odd_count <= most_odd) {
+        (*odd_lines)({.what = odd, .path = chunks.path(), .line = line, .range = vma.range});
+        continue;
+      }
+      return std::unexpected(Error{
+          .code = Errc::malformed,
+          .what = "parsing maps",
+          .path = chunks.path(),
+          .line = line,
+          .reason = odd != nullptr ? odd : "it overlaps the line before, or is out of order"});
     }
     if (!ascending) {
       // VMAs merged between two reads: the kernel goes on by address and prints the

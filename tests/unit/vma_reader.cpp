@@ -145,6 +145,67 @@ TEST_CASE("a recorded maps that the kernel cannot have written is malformed") {
   }
 }
 
+TEST_CASE("a line that is wrong by itself is left out and told, if asked for") {
+  const std::string first = "10000-20000 rw-p 00000000 00:00 0 \n";
+  const std::string last = "7f0000000000-7f0000001000 rw-p 00000000 00:00 0 [stack]\n";
+  struct Case {
+    const char* text;
+    const char* what;
+    VaRange range;
+  };
+  const Case cases[] = {
+      {"30000-30000 rw-p 00000000 00:00 0 \n", "an empty mapping", {{0x30000}, {0x30000}}},
+      {"30000-30800 r--p 00000000 07:98 48 /lib/x.so\n",
+       "a mapping that is not aligned to pages",
+       {{0x30000}, {0x30800}}},
+      {"30000-40000 rw?p 00000000 00:00 0 \n", "not a line of maps", {{0x30000}, {0x40000}}},
+      {"hello\n", "not a line of maps", {}},
+      {"\n", "not a line of maps", {}},
+  };
+  for (const auto& [text, what, range] : cases) {
+    CAPTURE(text);
+    const Recorded tree(one_process(first + text + last));
+    Process process = tree.process(1);
+    const auto refused = read_vmas(process);
+    REQUIRE_FALSE(refused);
+    CHECK(refused.error().line == 2);
+    CHECK(to_string(refused.error()).ends_with(std::string("/proc/1/maps: line 2: ") + what));
+    std::vector<OddLine> odd;
+    process.skip_odd_lines([&](const OddLine& line) { odd.push_back(line); });
+    const auto all = read_vmas(process);
+    REQUIRE(all);
+    REQUIRE(all->size() == 2);
+    CHECK(all->at(1).path == "[stack]");
+    REQUIRE(odd.size() == 1);
+    CHECK(odd[0].line == 2);
+    CHECK(std::string_view(odd[0].what) == what);
+    CHECK(odd[0].range == range);
+    CHECK(odd[0].path.ends_with("/proc/1/maps"));
+  }
+  // Which of two lines is wrong nobody knows.
+  const Recorded overlapping(one_process(first + "1f000-30000 rw-p 00000000 00:00 0 \n"));
+  Process process = overlapping.process(1);
+  process.skip_odd_lines([](const OddLine&) {});
+  const auto refused = read_vmas(process);
+  REQUIRE_FALSE(refused);
+  CHECK(refused.error().line == 2);
+
+  // Far behind, in another chunk than the first; and too many of them.
+  std::string many;
+  for (unsigned i = 10000; i < 15000; ++i) {
+    const std::string page = std::to_string(i) + "000";
+    many += page + "-" + page.substr(0, 5) + "800 rw-p 00000000 00:00 0 \n";
+  }
+  std::vector<std::uint64_t> lines;
+  const Recorded wild(one_process(many));
+  Process of_many = wild.process(1);
+  of_many.skip_odd_lines([&](const OddLine& line) { lines.push_back(line.line); });
+  CHECK_FALSE(read_vmas(of_many));
+  REQUIRE(lines.size() == 4096);
+  CHECK(lines[0] == 1);
+  CHECK(lines[4000] == 4001);
+}
+
 TEST_CASE("alignment is that of the recorded machine") {
   const std::string maps = "10000-11000 rw-p 00000000 00:00 0 \n";
   const Recorded small(one_process(maps));
