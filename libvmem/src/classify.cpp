@@ -22,16 +22,25 @@ struct NameRule {
 constexpr auto kernel_names = std::to_array<NameRule>({
     {"[heap]", heap},
     {"[stack", stack},  // also "[stack:TID]" (before 4.5)
+    // Android's C library, and others after it: [anon:stack_and_tls:TID].
+    {"[anon:stack", stack},
     {"[anon:", anon},
     {"[anon_shmem:", shm},
     {"[vdso]", vdso},
     {"[vvar", vvar},  // also "[vvar_vclock]" (6.13)
     {"[vsyscall]", vsyscall},
+    {"[uprobes]", uprobes},
+    {"[vectors]", vectors},  // with [sigpage]: 32-bit arm
+    {"[sigpage]", vectors},
     {"anon_inode:[io_uring]", io_uring},
     {"anon_inode:[perf_event]", perf},
     {"anon_inode:bpf", bpf},
     {"anon_inode:[vfio", vfio},
     {"anon_inode:dmabuf", dma_buf},
+    {"anon_inode:kvm", kvm},  // kvm-vcpu:0, kvm-vm
+    {"anon_inode:[kvm", kvm},  // [kvm-gmem]
+    {"anon_inode:i915.gem", gpu},
+    {"anon_inode:[i915", gpu},
 });
 
 /// Files on the kernel's own mounts. A real file may have such a path: see on_real_mount.
@@ -39,6 +48,8 @@ constexpr auto internal_names = std::to_array<NameRule>({
     {"/memfd:", memfd},
     {"/SYSV", sysv},
     {"/dev/zero (deleted)", shm},
+    // The driver's node is never mapped itself: ashmem_mmap() puts a file of shmem in its place.
+    {"/dev/ashmem", shm},
     {"/[aio]", aio},
     {"/secretmem", secretmem},
     {"/dmabuf:", dma_buf},
@@ -77,6 +88,7 @@ VmaClass class_of(VmaKind kind) {
     case devmem:
     case gpu:
     case dma_buf:
+    case rdma:
       return VmaClass::device;
     default:
       return VmaClass::special;
@@ -90,6 +102,15 @@ bool has_flag(const VmaFacts& facts, std::string_view code) {
 }
 
 bool is_pfnmap(const VmaFacts& facts) { return facts.pfnmap || has_flag(facts, "pf"); }
+
+/// Whether a path below /dev leads to memory: the file is none of a device file system, and nothing
+/// of the VMA is a driver's.
+bool is_memory_below_dev(const Vma& vma, const VmaFacts& facts) {
+  const bool memory_mount =
+      facts.filesystem && (facts.filesystem->empty() || *facts.filesystem == "tmpfs");
+  return vma.path.starts_with("/dev/") && memory_mount && facts.flags && !facts.device_node &&
+         !has_flag(facts, "io") && !is_pfnmap(facts) && !has_flag(facts, "mm");
+}
 
 /// PROT_NONE memory of nobody's file: a guard when small, else address space held back.
 /// The kernel does not record the purpose; glibc, the JVM and Go use at most 16 pages
@@ -115,6 +136,8 @@ Classification device(const Vma& vma, const VmaFacts& facts) {
       return of(devmem);
     case DevicePath::gpu:
       return of(gpu);
+    case DevicePath::rdma:
+      return of(rdma);
     case DevicePath::dax:
       return of(dax);
     case DevicePath::other:
@@ -143,11 +166,17 @@ Classification classify(const Vma& vma, const VmaFacts& facts, PageSize page_siz
   }
 
   if (const NameRule* rule = match(kernel_names, name)) {
-    if (rule->kind == anon) return anonymous(vma, facts, page_size);
+    if (rule->kind == anon || name.starts_with("[anon:")) {
+      const Classification answer = anonymous(vma, facts, page_size);
+      return answer.kind == anon ? of(rule->kind) : answer;
+    }
     return of(rule->kind);
   }
   if (name.starts_with("socket:["))
     return of(facts.packet_socket.value_or(false) ? packet : unknown);
+  // Android fills up pages of 16 KiB where a file's part ends within one.
+  if (name == "[page size compat]" && !vma.readable && !vma.writable && !vma.executable)
+    return of(guard);
   if (name.starts_with('[') || name.starts_with("anon_inode:")) return of(unknown);
 
   if (!on_real_mount) {
@@ -171,7 +200,8 @@ Classification classify(const Vma& vma, const VmaFacts& facts, PageSize page_siz
   // A BAR's file in sysfs is a regular one: of it only the path and the filesystem tell.
   const bool bar = device_path(name) == DevicePath::pci && looks_like_device(vma, facts);
   if (bar || facts.device_node.value_or(looks_like_device(vma, facts)) || is_pfnmap(facts)) {
-    return device(vma, facts);
+    if (!is_memory_below_dev(vma, facts)) return device(vma, facts);
+    return of(facts.filesystem->empty() ? shm : file);
   }
   if (facts.filesystem == "tracefs" || facts.filesystem == "debugfs" ||
       facts.filesystem == "proc" || facts.filesystem == "sysfs") {
@@ -246,6 +276,14 @@ std::string_view to_string(VmaKind k) {
       return "aio";
     case secretmem:
       return "secretmem";
+    case kvm:
+      return "kvm";
+    case rdma:
+      return "rdma";
+    case uprobes:
+      return "uprobes";
+    case vectors:
+      return "vectors";
     case vdso:
       return "vdso";
     case vvar:

@@ -9,7 +9,7 @@
 
 namespace vmem {
 
-enum class DevicePath : std::uint8_t { none, pci, uio, vfio, mem, gpu, dax, other };
+enum class DevicePath : std::uint8_t { none, pci, uio, vfio, mem, gpu, rdma, dax, other };
 
 inline DevicePath device_path(std::string_view path) {
   // sysfs resourceN and resourceN_wc (Documentation/PCI/sysfs-pci.rst), and the older
@@ -28,9 +28,10 @@ inline DevicePath device_path(std::string_view path) {
   if (name.starts_with("vfio/")) return DevicePath::vfio;
   if (name == "mem" || name == "kmem" || name == "mem (deleted)") return DevicePath::mem;
   if (name.starts_with("dri/") || name.starts_with("nvidia") || name == "kfd" ||
-      name.starts_with("mali")) {
+      name.starts_with("mali") || name.starts_with("kgsl") || name.starts_with("pvr")) {
     return DevicePath::gpu;
   }
+  if (name.starts_with("infiniband/")) return DevicePath::rdma;
   if (name.starts_with("dax")) return DevicePath::dax;
   return DevicePath::other;
 }
@@ -44,8 +45,8 @@ inline bool looks_like_device(const Vma& vma, const VmaFacts& facts) {
     return !facts.filesystem || facts.filesystem == "sysfs" || facts.filesystem == "proc";
   }
   if (vma.path.starts_with("/dev/shm/") || vma.path.starts_with("/dev/hugepages/") ||
-      vma.path.starts_with("/dev/mqueue/")) {
-    return false;
+      vma.path.starts_with("/dev/mqueue/") || vma.path.starts_with("/dev/__properties__/")) {
+    return false;  // the last: Android's property files, on a tmpfs
   }
   // /dev is a devtmpfs, or a tmpfs in a container.
   return !facts.filesystem || facts.filesystem == "devtmpfs" || facts.filesystem == "tmpfs";

@@ -103,7 +103,15 @@ TEST_CASE("anonymous memory") {
       {"r--p", 4, 0, "", {}, {anonymous, anon}},
       {"rw-p", 4, 0, "[anon: dalvik-heap]", {}, {anonymous, anon}},
       {"rw-p", 4, 0, "[anon:]", {}, {anonymous, anon}},
+      {"rw-p", 4, 0, "[anon:scudo:primary]", {}, {anonymous, anon}},
+      {"rw-p", 4, 0, "[anon:libc_malloc]", {}, {anonymous, anon}},
       {"rw-s", 4, 0, "[anon_shmem:x]", {}, {anonymous, shm}},
+      // Names that C libraries give to threads' stacks.
+      {"rw-p", 256, 0, "[anon:stack_and_tls:1234]", {}, {anonymous, stack}},
+      {"rw-p", 256, 0, "[anon:stack:1234]", {}, {anonymous, stack}},
+      {"---p", 1, 0, "[anon:stack_and_tls:1234]", {}, {anonymous, guard}},
+      {"---p", 3, 0, "[page size compat]", {}, {anonymous, guard}},
+      {"r--p", 3, 0, "[page size compat]", {}, {special, unknown}},
       {"rw-p", 2048, 0, "", thread_stack(true), {anonymous, stack}},
       {"rw-p", 2048, 0, "", thread_stack(false), {anonymous, anon}},
       {"rw-p", 2048, 0, "[anon: stack]", thread_stack(true), {anonymous, stack}},
@@ -131,6 +139,20 @@ TEST_CASE("memory of the kernel's own files") {
       {"rw-s", 4, 5, "/dev/zero (deleted)", on(""), {anonymous, shm}},
       {"rw-s", 4, 5, "/secretmem (deleted)", on(""), {special, secretmem}},
       {"rw-s", 4, 5, "/[aio] (deleted)", on(""), {special, aio}},
+      // ashmem puts a file of shmem in the place of the node.
+      {"rw-s", 4, 5, "/dev/ashmem/region-1 (deleted)", on(""), {anonymous, shm}},
+      {"rw-s", 4, 5, "/dev/ashmem (deleted)", {}, {anonymous, shm}},
+      {"rw-s", 4, 5, "/dev/ashmem", node("devtmpfs", true), {device, unknown}},
+      // Files of a memory file system below /dev, of which nothing is a driver's.
+      {"r--s", 4, 5, "/dev/__properties__/u:object_r:x:s0", {}, {file_class, file}},
+      {"r--s", 4, 5, "/dev/__properties__/u:object_r:x:s0", on("tmpfs"), {file_class, file}},
+      {"rw-s", 4, 5, "/dev/x", on("tmpfs", "rd wr sh mr mw me ms"), {file_class, file}},
+      {"rw-s", 4, 5, "/dev/x (deleted)", on("", "rd wr sh mr mw me ms"), {anonymous, shm}},
+      {"rw-s", 4, 5, "/dev/x", on("tmpfs", "rd wr sh io pf"), {device, device_pfnmap}},
+      {"rw-s", 4, 5, "/dev/x", on("tmpfs", "rd wr sh io"), {device, unknown}},
+      {"rw-s", 4, 5, "/dev/x", on("tmpfs"), {device, unknown}},
+      {"rw-s", 4, 5, "/dev/x", on("devtmpfs", "rd wr sh"), {device, unknown}},
+      {"rw-s", 4, 5, "/dev/x", node("tmpfs", true, "rd wr sh"), {device, unknown}},
       {"rw-s", 4, 5, "/dev/shm/segment", on("tmpfs"), {anonymous, shm}},
       {"rw-s", 4, 5, "/dev/shm/segment (deleted)", on("tmpfs"), {anonymous, shm}},
   });
@@ -219,6 +241,13 @@ TEST_CASE("devices") {
       {"rw-s", 1, 5, "/dev/mem", node("devtmpfs", true), {device, devmem}},
       {"rw-s", 1, 5, "/dev/dri/renderD128", node("devtmpfs", true), {device, gpu}},
       {"rw-s", 1, 5, "/dev/nvidia0", node("devtmpfs", true), {device, gpu}},
+      {"rw-s", 1, 5, "/dev/kgsl-3d0", node("tmpfs", true), {device, gpu}},
+      {"rw-s", 1, 5, "/dev/mali0", node("tmpfs", true), {device, gpu}},
+      {"rw-s", 1, 5, "/dev/kfd", node("devtmpfs", true), {device, gpu}},
+      {"rw-s", 1, 5, "/dev/nvidia-uvm", node("devtmpfs", true), {device, gpu}},
+      {"rw-s", 1, 5, "anon_inode:i915.gem", {}, {device, gpu}},
+      {"rw-s", 1, 5, "/dev/infiniband/uverbs0", node("devtmpfs", true), {device, rdma}},
+      {"rw-s", 1, 5, "/dev/infiniband/uverbs0", {}, {device, rdma}},
       {"rw-s", 1, 5, "/dmabuf:", on(""), {device, dma_buf}},
       {"rw-s", 1, 5, "anon_inode:dmabuf", {}, {device, dma_buf}},
       {"rw-s",
@@ -249,8 +278,11 @@ TEST_CASE("what the kernel makes for a process") {
       {"rw-s", 4, 5, "socket:[777]", packet_socket(false), {special, unknown}},
       {"rw-s", 4, 5, "socket:[777]", {}, {special, unknown}},
       {"rw-s", 4, 5, "anon_inode:[new thing]", {}, {special, unknown}},
-      {"r-xp", 1, 0, "[uprobes]", {}, {special, unknown}},
-      {"r-xp", 1, 0, "[sigpage]", {}, {special, unknown}},
+      {"--xp", 1, 0, "[uprobes]", {}, {special, uprobes}},
+      {"r-xp", 1, 0, "[vectors]", {}, {special, vectors}},
+      {"r-xp", 1, 0, "[sigpage]", {}, {special, vectors}},
+      {"rw-s", 3, 5, "anon_inode:kvm-vcpu:0", {}, {special, kvm}},
+      {"rw-s", 3, 5, "anon_inode:[kvm-gmem]", {}, {special, kvm}},
       {"rw-s",
        4,
        5,
@@ -265,11 +297,12 @@ TEST_CASE("every class and kind has a name of its own") {
   for (int kind = 0; kind <= static_cast<int>(unknown); ++kind)
     names.insert(to_string(static_cast<VmaKind>(kind)));
   CHECK(names == std::set<std::string_view>{
-                     "heap", "stack",    "anon",    "shm",           "memfd",        "sysv",
-                     "file", "dax",      "hugetlb", "device-pfnmap", "device-mixed", "pci-bar",
-                     "uio",  "vfio",     "devmem",  "gpu",           "dma-buf",      "io_uring",
-                     "perf", "packet",   "bpf",     "aio",           "secretmem",    "vdso",
-                     "vvar", "vsyscall", "guard",   "reserve",       "unknown"});
+                     "heap",  "stack",   "anon",    "shm",           "memfd",        "sysv",
+                     "file",  "dax",     "hugetlb", "device-pfnmap", "device-mixed", "pci-bar",
+                     "uio",   "vfio",    "devmem",  "gpu",           "dma-buf",      "io_uring",
+                     "perf",  "packet",  "bpf",     "aio",           "secretmem",    "vdso",
+                     "kvm",   "rdma",    "uprobes", "vectors",       "vvar",         "vsyscall",
+                     "guard", "reserve", "unknown"});
   names.clear();
   for (const VmaClass c : {file_class, anonymous, device, hugepage, special})
     names.insert(to_string(c));
