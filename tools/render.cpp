@@ -121,6 +121,14 @@ std::size_t shown_character(std::string_view text) {
   return too_long || none || steers ? 0 : length;
 }
 
+/// What `character`, sound UTF-8 of two or three bytes, stands for.
+unsigned code_point(std::string_view character) {
+  unsigned code = static_cast<unsigned char>(character[0]) & (0x7fU >> character.size());
+  for (const char c : character.substr(1))
+    code = code << 6 | (static_cast<unsigned char>(c) & 0x3f);
+  return code;
+}
+
 }  // namespace
 
 void append_printable(std::string& text, std::string_view name) {
@@ -153,8 +161,39 @@ std::string printable(std::string_view name) {
 }
 
 std::string json_string(std::string_view text) {
-  return nlohmann::json(std::string(text))
-      .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  const std::string quoted = nlohmann::json(std::string(text))
+                                 .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  const auto plain = [](char c) { return c >= 0x20 && c < 0x7f; };
+  if (std::ranges::all_of(quoted, plain)) return quoted;
+  // It is UTF-8 now, without controls below 0x20; what shown_character() refuses still is a C1
+  // control or a mark of direction, of two or three bytes, or DEL.
+  std::string safe;
+  for (std::string_view rest = quoted; !rest.empty();) {
+    std::size_t length = shown_character(rest);
+    if (length != 0) {
+      safe.append(rest.substr(0, length));
+    } else {
+      const auto first = static_cast<unsigned char>(rest[0]);
+      length = first < 0x80 ? 1 : first < 0xe0 ? 2 : 3;
+      safe += fmt::format("\\u{:04x}", length == 1 ? first : code_point(rest.substr(0, length)));
+    }
+    rest.remove_prefix(length);
+  }
+  return safe;
+}
+
+std::string json_name(std::string_view key, std::string_view text) {
+  std::string member = fmt::format("\"{}\":{}", key, json_string(text));
+  const auto high = [](char c) { return static_cast<unsigned char>(c) >= 0x80; };
+  if (std::ranges::none_of(text, high)) return member;
+  try {
+    (void)nlohmann::json(std::string(text)).dump();
+  } catch (const nlohmann::json::type_error&) {  // it is not UTF-8
+    member += fmt::format(",\"{}_bytes\":\"", key);
+    for (const char c : text) member += fmt::format("{:02x}", static_cast<unsigned char>(c));
+    member += '"';
+  }
+  return member;
 }
 
 bool use_color(std::string_view when) {

@@ -58,8 +58,13 @@ std::string human_size(std::uint64_t bytes, bool plain);
 std::string printable(std::string_view name);
 void append_printable(std::string& text, std::string_view name);
 
-/// A quoted JSON string. What is not UTF-8 becomes U+FFFD.
+/// A quoted JSON string, which no terminal obeys either: DEL, C1 controls and marks of direction
+/// are written as \uNNNN, like the controls that JSON asks for. What is not UTF-8 becomes U+FFFD.
 std::string json_string(std::string_view text);
+
+/// "key":"text", and for a text that is not UTF-8, which no JSON string can hold,
+/// ,"key_bytes":"636f66ff" besides: each byte by two hexadecimal digits.
+std::string json_name(std::string_view key, std::string_view text);
 
 /// Whether to colour, by --color=`when`, NO_COLOR (https://no-color.org) and the terminal.
 bool use_color(std::string_view when);

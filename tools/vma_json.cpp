@@ -12,9 +12,9 @@ std::string device_number(const Vma& vma) {
 std::string vma_json(const Vma& vma, Classification classification,
                      const std::optional<VmFlags>& flags) {
   std::string text = fmt::format(
-      R"("start":"{:#x}","end":"{:#x}","perms":"{}","offset":{},"dev":"{}","inode":{},"path":{},"class":"{}","kind":"{}","flags":)",
+      R"("start":"{:#x}","end":"{:#x}","perms":"{}","offset":{},"dev":"{}","inode":{},{},"class":"{}","kind":"{}","flags":)",
       vma.range.start.value, vma.range.end.value, permissions(vma), vma.offset, device_number(vma),
-      vma.inode, json_string(vma.path), to_string(classification.vma_class),
+      vma.inode, json_name("path", vma.path), to_string(classification.vma_class),
       to_string(classification.kind));
   if (!flags) return text += "null";
   text += '[';

@@ -12,7 +12,7 @@ namespace vmem::tools {
 /// "8:1", as maps has it (hexadecimal).
 std::string device_number(const Vma& vma);
 
-/// "start":…,"flags":[…] without braces. `flags` empty: null.
+/// "start":…,"flags":[…] without braces; "path" as json_name() has it. `flags` empty: null.
 std::string vma_json(const Vma& vma, Classification classification,
                      const std::optional<VmFlags>& flags);
 

@@ -149,6 +149,9 @@ std::expected<std::vector<Column>, std::string> parse_columns(std::string_view n
     for (const ColumnInfo& entry : column_table) {
       if (entry.name == lower) found = &entry;
     }
+    // What stands before an address's facts is another word for two of them.
+    if (lower == "address") found = &info(Column::va);
+    if (lower == "leaf size") found = &info(Column::leaf);
     if (found == nullptr) return std::unexpected(name);
     columns.push_back(found->column);
   }
@@ -423,7 +426,7 @@ void Table::write_cell(Column column, const Row& row, std::string& text) {
     case Column::vmflags: {
       const auto& flags = details_.flags(vma);
       if (flags)
-        text += flags->text();
+        append_printable(text, flags->text());  // a recording's may be anything
       else
         text += '-';
       return;
@@ -445,8 +448,8 @@ void JsonResults::begin(std::string_view prologue, const Process& process) {
   out_.append(prologue);
   out_.append(",");
   newline();
-  out_.print("\"process\":{{\"pid\":{},\"comm\":{},\"start_time\":", process.pid(),
-             json_string(process.comm()));
+  out_.print("\"process\":{{\"pid\":{},{},\"start_time\":", process.pid(),
+             json_name("comm", process.comm()));
   if (process.start_time())
     out_.print("{}", *process.start_time());
   else
@@ -467,7 +470,7 @@ void JsonResults::group(const Row& row) {
   } else {
     out_.append("{");
     out_.append(vma_json(*vma, details_.classification(*vma), details_.flags(*vma)));
-    if (row.vm_ops != nullptr) out_.print(R"(,"vm_ops":{})", json_string(*row.vm_ops));
+    if (row.vm_ops != nullptr) out_.print(",{}", json_name("vm_ops", *row.vm_ops));
     out_.append("}");
     vma_ = *vma;
   }
@@ -551,8 +554,10 @@ void JsonResults::tail(const Row& row) {
     number("mapcount", (f.known & FrameFacts::has_mapcount) != 0, f.mapcount);
     number("memcg", (f.known & FrameFacts::has_memcg) != 0, f.memcg_inode);
     number("node", row.frame->node.has_value(), row.frame->node.value_or(0));
-    out_.print(R"(,"region":{}}})",
-               row.frame->region != nullptr ? json_string(*row.frame->region) : "null");
+    if (row.frame->region != nullptr)
+      out_.print(",{}}}", json_name("region", *row.frame->region));
+    else
+      out_.append(R"(,"region":null})");
   }
   pte(row);
   if (e.state != PageState::swapped)
