@@ -42,7 +42,7 @@ void Messages::error(const Error& error) const {
 
 void Messages::error(std::string_view text, std::string_view hint) const {
   std::string line = fmt::format("{}: {}\n", tool_, printable(text));
-  if (!hint.empty()) line += fmt::format("hint: {}\n", hint);
+  if (!hint.empty()) line += fmt::format("hint: {}\n", printable(hint));
   std::fwrite(line.data(), 1, line.size(), stderr);
 }
 
@@ -110,7 +110,8 @@ void end_by_signal() {
 Status finish_output(Output& out, Status status, const Messages& messages) {
   out.flush();
   if (!out.failed()) return status;
-  if (out.error() == EPIPE) return Status::good;
+  // A closed pipe ends quietly; what was found out by then stands.
+  if (out.error() == EPIPE) return status;
   if (out.error() == EINTR) return status;  // the signal is the answer
   messages.error(fmt::format("writing output: stdout: {}", std::strerror(out.error())));
   return Status::unanswered;

@@ -91,7 +91,8 @@ bool interrupted();
 /// Ends as the signal would have ended the process.
 [[noreturn]] void end_by_signal();
 
-/// Flushes and turns a failed write into a message and a status. A closed pipe ends quietly.
+/// Flushes and turns a failed write into a message and a status. A closed pipe ends quietly, with
+/// the status that was earned.
 Status finish_output(Output& out, Status status, const Messages& messages);
 
 }  // namespace vmem::tools

@@ -77,13 +77,13 @@ void add_common_options(CLI::App& app, std::string_view tool, CommonOptions& opt
   app.add_option("--backend", options.backend,
                  "Where page facts come from: auto, pagemap, bpf or kmod")
       ->type_name("WHICH")
-      ->check(CLI::IsMember({"auto", "pagemap", "bpf", "kmod"}));
+      ->check(CLI::IsMember({"auto", "pagemap", "bpf", "kmod"}, CLI::ignore_case));
   app.add_flag("-J,--json", options.json, "One JSON document on stdout");
   app.add_flag("--bytes", options.bytes, "Sizes as plain numbers of bytes");
   app.add_flag("--noheadings", options.no_headings, "No heading line");
   app.add_option("--color", options.color, "Colour the output: auto, always or never")
       ->type_name("WHEN")
-      ->check(CLI::IsMember({"auto", "always", "never"}));
+      ->check(CLI::IsMember({"auto", "always", "never"}, CLI::ignore_case));
   app.add_option("-o,--output", options.columns, "Columns to print, comma separated")
       ->type_name("COL,...")
       ->check(not_empty());
@@ -106,7 +106,7 @@ std::expected<std::vector<std::string>, int> parse_command_line(CLI::App& app,
     if (error.get_exit_code() == 0) {  // --help, --version
       app.exit(error);
       std::cout.flush();
-      if (std::cout) return std::unexpected(0);
+      if (std::cout || errno == EPIPE) return std::unexpected(0);
       messages.error(fmt::format("writing output: stdout: {}", std::strerror(errno)));
       return std::unexpected(2);
     }

@@ -13,6 +13,8 @@ std::size_t width(std::string_view text) {
       text, [](char c) { return (static_cast<unsigned char>(c) & 0xc0) != 0x80; }));
 }
 
+char lower_case(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + ('a' - 'A')) : c; }
+
 }  // namespace
 
 void TextTable::row(std::vector<std::string> cells, std::string_view color) {
@@ -59,7 +61,10 @@ std::expected<std::vector<std::size_t>, std::string> choose_columns(
   while (true) {
     const std::size_t comma = chosen.find(',');
     const std::string_view name = chosen.substr(0, comma);
-    const auto found = std::ranges::find(names, name);
+    // A heading is typed as it is printed: in upper case.
+    const auto found = std::ranges::find_if(names, [&](std::string_view known) {
+      return std::ranges::equal(known, name, {}, lower_case, lower_case);
+    });
     if (found == names.end()) return std::unexpected(std::string(name));
     columns.push_back(static_cast<std::size_t>(found - names.begin()));
     if (comma == std::string_view::npos) return columns;
