@@ -1,6 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include "addresses.hpp"
 
+#include <fmt/format.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
 #include <charconv>
 
 namespace vmem::tools {
@@ -15,7 +21,52 @@ std::optional<std::uint64_t> parse_hex(std::string_view text) {
   return value;
 }
 
+/// Whether this kernel gives no process a mapping at `address`: found by trying, since 5-level page
+/// tables and arm64's 52 bits open more to who asks for an address up there.
+bool beyond_processes(std::uint64_t address) {
+  const auto bytes = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+  const auto map = [&](std::uint64_t at, int flags) {
+    // NOLINTNEXTLINE(performance-no-int-to-ptr)
+    void* const page = mmap(reinterpret_cast<void*>(at), bytes, PROT_NONE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | flags, -1, 0);
+    if (page == MAP_FAILED) return errno;
+    munmap(page, bytes);
+    return 0;
+  };
+  // ENOMEM is also what a limit of address space or of mappings says.
+  return map(address & ~std::uint64_t{bytes - 1}, MAP_FIXED_NOREPLACE) == ENOMEM && map(0, 0) == 0;
+}
+
 }  // namespace
+
+std::optional<VirtAddr> decimal_reading(std::string_view text) {
+  std::uint64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (text.empty() || error != std::errc{} || end != text.data() + text.size()) return {};
+  return VirtAddr{value};
+}
+
+std::optional<AddressDoubt> not_user_address(const SysRoot& root, VirtAddr asked,
+                                             std::string_view text) {
+  // No 64-bit machine of the recorded ones gives processes more than x86-64 with 5 levels does.
+  constexpr std::uint64_t most_known = std::uint64_t{1} << 56;
+  constexpr std::uint64_t least_doubted = std::uint64_t{1} << 38;
+  if (asked.value < least_doubted) return {};
+  if (asked.value < most_known && (root.recorded() || !beyond_processes(asked.value))) return {};
+  if (const auto decimal = decimal_reading(text)) {
+    return AddressDoubt{fmt::format("not a user address; addresses are hexadecimal: {:#x} is {}",
+                                    decimal->value, text),
+                        {}};
+  }
+  // The upper half of every architecture, where the bits above the page tables' are all ones.
+  if (asked.value >= 0xff00000000000000) {
+    return AddressDoubt{
+        "not a user address: it is the kernel's",
+        "this tool tells of processes' addresses alone; crash and drgn translate the kernel's"};
+  }
+  return AddressDoubt{"not a user address: no process can have a mapping there",
+                      "addresses are hexadecimal: is it a physical one, or of another machine?"};
+}
 
 std::optional<std::uint64_t> parse_size(std::string_view text) {
   unsigned shift = 0;

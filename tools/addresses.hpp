@@ -8,6 +8,7 @@
 #include <string>
 #include <string_view>
 
+#include "vmem/sysroot.hpp"
 #include "vmem/types.hpp"
 
 namespace vmem::tools {
@@ -34,5 +35,20 @@ std::optional<std::uint64_t> parse_size(std::string_view text);
 
 /// The error is a reason in words, without the text itself.
 std::expected<AddressExpression, std::string> parse_address(std::string_view text);
+
+/// The other reading of a number in digits alone (logs write addresses in decimal): the address
+/// that it is in decimal. Empty for anything else.
+std::optional<VirtAddr> decimal_reading(std::string_view text);
+
+/// What is wrong with `asked`, an address where no mapping is, if no process of the system can have
+/// one there: beyond what processes get, or not canonical. Empty: one could be there, or nobody can
+/// tell (of a recorded system only what holds for every 64-bit machine is said). `text`: the word
+/// that was typed for it. Ask where nothing is mapped: [vsyscall] lies beyond the rest.
+struct AddressDoubt {
+  std::string reason;  ///< to follow "TEXT: "
+  std::string hint;  ///< or empty
+};
+std::optional<AddressDoubt> not_user_address(const SysRoot& root, VirtAddr asked,
+                                             std::string_view text);
 
 }  // namespace vmem::tools

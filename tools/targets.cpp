@@ -7,11 +7,26 @@
 namespace vmem::tools {
 namespace {
 
-std::optional<pid_t> parse_pid(std::string_view word, const Messages& messages) {
+/// What somebody who typed `word` in place of a PID may have meant.
+std::string meant(const SysRoot& root, std::string_view word) {
+  if (word.starts_with("0x") || word.starts_with("0X") ||
+      (word.size() > 7 &&
+       word.find_first_not_of("0123456789abcdefABCDEF") == std::string_view::npos)) {
+    return "TARGET stands before the addresses; whose a physical address is, this version cannot "
+           "look up: search the PA column of \"vtop -o pa,size,va,name PID\" of the processes that "
+           "may have it";
+  }
+  if (const auto pids = root.find_by_comm(word); pids && !pids->empty())
+    return fmt::format("a command of that name is running: use -n {}", word);
+  return "TARGET is a PID, 'self', or -n NAME";
+}
+
+std::optional<pid_t> parse_pid(const SysRoot& root, std::string_view word,
+                               const Messages& messages) {
   pid_t pid = 0;
   const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), pid);
   if (error == std::errc{} && end == word.data() + word.size() && pid > 0) return pid;
-  messages.error(fmt::format("{}: not a PID", word), "TARGET is a PID, 'self', or -n NAME");
+  messages.error(fmt::format("{}: not a PID", word), meant(root, word));
   return std::nullopt;
 }
 
@@ -22,7 +37,21 @@ std::vector<pid_t> named(const SysRoot& root, const std::string& comm, const Mes
     messages.error(pids.error());
     return {};
   }
-  if (pids->empty()) messages.error(fmt::format("no process is named {}", comm));
+  if (pids->empty()) {
+    // Under hidepid=noaccess others are listed, and do not tell their names.
+    const auto shut = [&](pid_t pid) {
+      const auto name = root.read_file(fmt::format("proc/{}/comm", pid).c_str(), 4096);
+      return !name && name.error().code == Errc::permission;
+    };
+    const auto all = root.processes();
+    const auto hidden = root.hidden_processes();
+    const bool unknown = hidden || (all && std::ranges::any_of(*all, shut));
+    messages.error(
+        fmt::format("no process is named {}{}", comm,
+                    unknown ? ", or it is hidden by hidepid" : ""),
+        hidden.value_or(unknown ? "proc is mounted with hidepid: other users' names are not seen"
+                                : ""));
+  }
   return std::move(*pids);
 }
 
@@ -46,7 +75,7 @@ std::optional<Process> open_target(const CommonOptions& options, const std::stri
   };
   if (options.comm.empty()) {
     if (target == "self") return opened(root->self());
-    const auto pid = parse_pid(target, messages);
+    const auto pid = parse_pid(*root, target, messages);
     return pid ? opened(root->process(*pid)) : std::nullopt;
   }
   const std::vector<pid_t> pids = named(*root, options.comm, messages);
@@ -70,6 +99,7 @@ std::optional<std::vector<pid_t>> find_targets(const SysRoot& root, const Common
     const std::vector<pid_t> found = named(root, options.comm, messages);
     if (found.empty()) return std::nullopt;
     std::ranges::for_each(found, add);
+    if (const auto hidden = root.hidden_processes()) messages.error(*hidden);
   }
   for (const std::string& word : words) {
     if (word == "self") {
@@ -81,7 +111,7 @@ std::optional<std::vector<pid_t>> find_targets(const SysRoot& root, const Common
       add(self->pid());
       continue;
     }
-    const auto pid = parse_pid(word, messages);
+    const auto pid = parse_pid(root, word, messages);
     if (!pid) return std::nullopt;
     add(*pid);
   }

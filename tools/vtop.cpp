@@ -91,7 +91,7 @@ int run(int argc, char** argv) {
     options.frames = options.frames || needs_frames(columns);
   }
   catch_interrupts();
-  const auto process = open_target(options, target, messages);
+  auto process = open_target(options, target, messages);
   if (!process) return 2;
   auto translator = open_source(options, *process);
   if (!translator) {

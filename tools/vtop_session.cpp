@@ -16,8 +16,6 @@
 namespace vmem::tools {
 namespace {
 
-constexpr const char* hidden_hint =
-    "PFNs take CAP_SYS_ADMIN in the initial user namespace: run as root";
 constexpr const char* hidden_recorded_hint =
     "it was recorded without CAP_SYS_ADMIN: record it again as root";
 constexpr int walk_attempts = 3;
@@ -25,7 +23,7 @@ constexpr const char* walk_takes_addresses = "--walk takes single addresses";
 
 class Vtop {
  public:
-  Vtop(const VtopOptions& options, const Process& process, Translator& translator,
+  Vtop(const VtopOptions& options, Process& process, Translator& translator,
        std::vector<Column> columns)
       : columns_(std::move(columns)),
         options_(options),
@@ -38,6 +36,7 @@ class Vtop {
         page_bits_(needs_bits(columns_)) {}
 
   int run(const std::vector<std::string>& addresses) {
+    process_.skip_odd_lines([this](const OddLine& line) { note(line); });
     listing_ = addresses.empty() && !options_.watch;
     if (listing_) look_afresh();
     if (options_.frames) open_frames();
@@ -83,6 +82,83 @@ class Vtop {
     raise(Status::unanswered);
   }
 
+  // ---- lines of maps that were left out
+
+  /// Says it once for each line: it is read again and again.
+  void note(const OddLine& line) {
+    const auto at = std::ranges::lower_bound(odd_lines_, line.line, {}, &OddLine::line);
+    if (at != odd_lines_.end() && at->line == line.line) return;
+    odd_lines_.insert(at, line);
+    if (odd_lines_.size() <= odd_lines_told) {
+      out_.flush();
+      const std::string said =
+          fmt::format("reading maps: {}: line {}: {}: left out", line.path, line.line, line.what);
+      messages_.error(said);
+      if (listing_ && document_error_.empty()) document_error_ = said;
+    }
+  }
+
+  /// Whether a mapping may lie in the range that a line left out stands for. Where it lies cannot
+  /// be told of a line that is no line of maps at all.
+  bool left_out(VaRange range) const {
+    return std::ranges::any_of(odd_lines_, [&](const OddLine& line) {
+      if (line.range.start == line.range.end) return line.range.start.value == 0;
+      return page_size_.floor(line.range.start) < range.end && range.start < line.range.end;
+    });
+  }
+
+  /// The question ends here: nothing is known of what is asked. `before`: how many lines had been
+  /// left out before; what was said of a new one need not be said again.
+  void fail_left_out(VaRange asked, std::size_t before) {
+    const std::string text =
+        fmt::format("{:#x}-{:#x}: a line of maps that was left out may tell of it",
+                    asked.start.value, asked.end.value);
+    if (odd_lines_.size() == before) return fail(text);
+    if (document_error_.empty()) document_error_ = text;
+    raise(Status::unanswered);
+  }
+
+  /// "Nothing is mapped" is not known where a line was left out.
+  Extent doubted(Extent extent) const {
+    if (extent.state == PageState::unmapped && !odd_lines_.empty() &&
+        left_out({extent.va, extent.end()}))
+      extent.state = PageState::unseen;
+    return extent;
+  }
+
+  // ---- numbers that cannot be meant
+
+  /// Says so, and returns true, if no process can have the address that `text` begins with, and
+  /// nothing is mapped in the range.
+  bool questioned(std::string_view text, VaRange range) {
+    const auto doubt =
+        not_user_address(process_.root(), range.start, text.substr(0, text.find_first_of("+-")));
+    if (!doubt || any_mapping(range)) return false;
+    fail(fmt::format("{}: {}", text, doubt->reason), doubt->hint);
+    return true;
+  }
+
+  bool any_mapping(VaRange range) const {
+    auto reader = VmaReader::open(process_);
+    if (!reader) return true;  // whoever asks on finds out what is wrong
+    Vma vma;
+    for (auto more = reader->next(vma); more && *more; more = reader->next(vma)) {
+      if (vma.range.end > range.start) return vma.range.start < range.end;
+    }
+    return false;
+  }
+
+  /// Where nothing is mapped, digits may have been meant as a decimal number.
+  void suggest_decimal(std::string_view text) {
+    const auto decimal = decimal_reading(text.substr(0, text.find_first_of("+-")));
+    if (!decimal || !any_mapping({*decimal, *decimal + 1})) return;
+    out_.flush();
+    messages_.error(
+        fmt::format("{}: unmapped, but {:#x} is mapped, which is that number in decimal", text,
+                    decimal->value),
+        "addresses are hexadecimal");
+  }
+
   /// Page tables show what pagemap does not: why they were of no use here.
   std::string unseen_hint() const {
     if (gate_asked_) return "[vsyscall] is the kernel's: no page table of the process holds it";
@@ -95,11 +171,14 @@ class Vtop {
   }
 
   int end(Status status) {
+    if (listing_ && !odd_lines_.empty()) status = std::max(status, Status::unanswered);
+    if (odd_lines_.size() > odd_lines_told)
+      messages_.error(fmt::format("{} lines of maps were left out", odd_lines_.size()));
     if (hidden_seen_) {
       if (process_.root().recorded())
         messages_.error("PFNs are hidden in this recording", hidden_recorded_hint);
       else
-        messages_.error("PFNs are hidden from this user", hidden_hint);
+        messages_.error("PFNs are hidden from this user", permission_hint(Privilege::pfns));
     }
     if (unseen_asked_)
       messages_.error("an address lies in a mapping that pagemap does not show", unseen_hint());
@@ -138,7 +217,8 @@ class Vtop {
   }
 
   /// Shows an extent whole, or page by page, or by runs of frames with equal facts.
-  bool show_run(const Vma* vma, const Extent& extent) {
+  bool show_run(const Vma* vma, const Extent& answer) {
+    const Extent extent = doubted(answer);
     if (options_.frames && extent.state == PageState::resident) return show_frames(vma, extent);
     if (!options_.pages) return show({vma, extent, extent.va});
     return show_pages(vma, extent, nullptr);
@@ -260,8 +340,9 @@ class Vtop {
       raise(Status::negative);
   }
 
-  void range(VaRange asked) {
+  void range(VaRange asked, std::string_view text = {}) {
     heading();
+    const std::size_t lines_before = odd_lines_.size();
     details_.in_order(true);
     Progress progress{"vtop"};
     bool mapped = false;
@@ -273,8 +354,12 @@ class Vtop {
                             });
     if (!walked)
       fail(walked.error());
-    else if (!mapped)
+    else if (left_out(asked))
+      fail_left_out(asked, lines_before);
+    else if (!mapped && !out_.failed() && !interrupted()) {
       raise(Status::negative);
+      suggest_decimal(text);
+    }
   }
 
   /// What a single address in this state answers.
@@ -291,7 +376,9 @@ class Vtop {
     }
   }
 
-  void address(VirtAddr asked, bool block) {
+  /// `text`: what the user typed for just this address, or empty.
+  void address(VirtAddr asked, bool block, std::string_view text = {}) {
+    const std::size_t lines_before = odd_lines_.size();
     std::optional<PageWalk> walk;
     auto translated =
         options_.walk ? walked(asked, walk) : translate(process_, translator_, inspector_, asked);
@@ -303,8 +390,15 @@ class Vtop {
         if (auto agreeing = agreeing_walk(*tables, *translated)) walk = std::move(*agreeing);
       }
     }
+    translated->extent = doubted(translated->extent);
     const Extent& extent = translated->extent;
     const Vma* vma = translated->vma ? &*translated->vma : nullptr;
+    if (vma == nullptr && extent.state == PageState::unseen)
+      return fail_left_out({asked, asked + 1}, lines_before);
+    if (vma == nullptr && !text.empty()) {
+      if (const auto doubt = not_user_address(process_.root(), asked, text))
+        return fail(fmt::format("{}: {}", text, doubt->reason), doubt->hint);
+    }
     unseen_asked_ = unseen_asked_ || extent.state == PageState::unseen;
     gate_asked_ = gate_asked_ || extent.reason == Reason::gate_vma;
     changed_asked_ = changed_asked_ || extent.state == PageState::changed;
@@ -325,6 +419,7 @@ class Vtop {
       show_one_frame(row, block);
     else
       show(row, block && !json_);
+    if (vma == nullptr) suggest_decimal(text);
     if (options_.walk && walk && !json_) table_.walk(*walk);
   }
 
@@ -424,10 +519,11 @@ class Vtop {
     bool inside = true;
     switch (e.form) {
       case AddressExpression::Form::address:
-        return address(e.start, block);
+        return address(e.start, block, text);
       case AddressExpression::Form::range:
         if (options_.walk) return fail(fmt::format("{}: {}", text, walk_takes_addresses));
-        return range({e.start, e.end});
+        if (questioned(text, {e.start, e.end})) return;
+        return range({e.start, e.end}, text);
       case AddressExpression::Form::name:
         if (options_.walk) {
           return fail(fmt::format("{}: {}", text, walk_takes_addresses),
@@ -573,6 +669,12 @@ class Vtop {
         fail(fmt::format("{}: {}", text, parsed.error()));
         return status_;
       }
+      if (parsed->form == AddressExpression::Form::address &&
+          questioned(text, {parsed->start, parsed->start + 1}))
+        return status_;
+      if (parsed->form == AddressExpression::Form::range &&
+          questioned(text, {parsed->start, parsed->end}))
+        return status_;
       questions.push_back(std::move(*parsed));
     }
     std::vector<Watched> before;
@@ -667,7 +769,7 @@ class Vtop {
 
   const std::vector<Column> columns_;
   const VtopOptions& options_;
-  const Process& process_;
+  Process& process_;
   Translator& translator_;
   const PageSize page_size_;
   const Messages messages_{"vtop"};
@@ -686,6 +788,8 @@ class Vtop {
   std::string document_error_;  ///< the first error since the JSON document began
   std::string standing_error_;  ///< what is wrong with every document
   Status watched_ = Status::good;  ///< of the single addresses at the last look
+  static constexpr std::size_t odd_lines_told = 16;
+  std::vector<OddLine> odd_lines_;  ///< ascending
   bool headed_ = false;
   bool hidden_seen_ = false;
   bool unseen_asked_ = false;
@@ -695,7 +799,7 @@ class Vtop {
 
 }  // namespace
 
-int run_vtop(const VtopOptions& options, const Process& process, Translator& translator,
+int run_vtop(const VtopOptions& options, Process& process, Translator& translator,
              std::vector<Column> columns, const std::vector<std::string>& addresses) {
   return Vtop{options, process, translator, std::move(columns)}.run(addresses);
 }

@@ -22,7 +22,7 @@ struct VtopOptions : CommonOptions {
 };
 
 /// Answers each of `addresses` (none: every mapping), and returns the exit status.
-int run_vtop(const VtopOptions& options, const Process& process, Translator& translator,
+int run_vtop(const VtopOptions& options, Process& process, Translator& translator,
              std::vector<Column> columns, const std::vector<std::string>& addresses);
 
 }  // namespace vmem::tools
