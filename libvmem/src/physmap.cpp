@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <charconv>
+#include <iterator>
+#include <set>
 #include <utility>
 
 #include "errors.hpp"
@@ -86,28 +88,56 @@ Result<Iomem> Iomem::parse(std::string_view text) {
                                  .path = "/proc/iomem",
                                  .hint = "physical regions are shown with CAP_SYS_ADMIN alone"});
   }
+  iomem.cut();
   return iomem;
 }
 
-const IomemRegion* Iomem::find(PhysAddr address) const {
-  // Children follow their parents, so the last one that fits is the innermost.
-  const IomemRegion* found = nullptr;
-  for (const IomemRegion& region : regions_) {
-    if (region.range.contains(address) && (found == nullptr || region.depth >= found->depth)) {
-      found = &region;
-    }
+bool IomemRegion::is_ram() const {
+  return name == "System RAM" || name.starts_with("System RAM (");
+}
+
+void Iomem::cut() {
+  struct Border {
+    PhysAddr at;
+    bool begins;
+    std::size_t region;
+  };
+  std::vector<Border> borders;
+  borders.reserve(2 * regions_.size());
+  for (std::size_t i = 0; i < regions_.size(); ++i) {
+    borders.push_back({regions_[i].range.start, true, i});
+    borders.push_back({regions_[i].range.end, false, i});
   }
-  return found;
+  // Of one place the beginnings come first: a region may be empty.
+  std::ranges::sort(borders, {}, [](const Border& b) { return std::pair(b.at, !b.begins); });
+  // Children follow their parents, so the innermost is the deepest, and of these the last.
+  std::set<std::pair<unsigned, std::size_t>> open;
+  for (std::size_t i = 0; i < borders.size();) {
+    const PhysAddr at = borders[i].at;
+    for (; i < borders.size() && borders[i].at == at; ++i) {
+      const std::pair key{regions_[borders[i].region].depth, borders[i].region};
+      if (borders[i].begins)
+        open.insert(key);
+      else
+        open.erase(key);
+    }
+    pieces_.push_back({at, open.empty() ? none : open.rbegin()->second});
+  }
+}
+
+std::vector<Iomem::Piece>::const_iterator Iomem::after(PhysAddr address) const {
+  return std::ranges::upper_bound(pieces_, address, {}, &Piece::start);
+}
+
+const IomemRegion* Iomem::find(PhysAddr address) const {
+  const auto next = after(address);
+  if (next == pieces_.begin() || std::prev(next)->region == none) return nullptr;
+  return &regions_[std::prev(next)->region];
 }
 
 PhysAddr Iomem::run_end(PhysAddr address) const {
-  PhysAddr end{UINT64_MAX};
-  for (const IomemRegion& region : regions_) {
-    for (const PhysAddr border : {region.range.start, region.range.end}) {
-      if (border > address && border < end) end = border;
-    }
-  }
-  return end;
+  const auto next = after(address);
+  return next == pieces_.end() ? PhysAddr{UINT64_MAX} : next->start;
 }
 
 Result<NumaMap> NumaMap::read(const SysRoot& root) {
@@ -140,7 +170,7 @@ Result<NumaMap> NumaMap::read(const SysRoot& root) {
     auto iomem = Iomem::read(root);
     if (!iomem) return std::unexpected(std::move(iomem.error()));
     for (const IomemRegion& region : iomem->regions()) {
-      if (region.name == "System RAM") map.spans_.push_back({region.range, nodes[0]});
+      if (region.is_ram()) map.spans_.push_back({region.range, nodes[0]});
     }
   }
   std::ranges::sort(map.spans_, {}, [](const Span& span) { return span.range.start; });
@@ -245,6 +275,117 @@ Result<std::vector<UioMap>> read_uio_maps(const SysRoot& root) {
     return std::pair(a.device, a.index) < std::pair(b.device, b.index);
   });
   return maps;
+}
+
+namespace {
+
+/// A number that a driver prints in a file of its own: "0x…" or decimal.
+Result<std::uint64_t> read_number(const SysRoot& root, const std::string& path) {
+  const auto text = root.read_file(path.c_str(), 4096);
+  if (!text) return std::unexpected(text.error());
+  std::string_view rest = *text;
+  while (rest.starts_with(' ')) rest.remove_prefix(1);
+  const bool hex = take(rest, "0x") || take(rest, "0X");
+  std::uint64_t value = 0;
+  if (!take_number(rest, value, hex ? 16 : 10) || (!rest.empty() && rest.front() != '\n'))
+    return fail(Errc::malformed, "parsing", "/" + path);
+  return value;
+}
+
+bool names_a_file(std::string_view name) {
+  return !name.empty() && name.front() != '.' && !name.contains('/');
+}
+
+/// A device of one range: `address` and size.
+Result<PublishedMemory> read_one_range(const SysRoot& root, const std::string& folder,
+                                       const char* address) {
+  const auto start = read_number(root, folder + "/" + address);
+  if (!start) return std::unexpected(start.error());
+  const auto size = read_number(root, folder + "/size");
+  if (!size) return std::unexpected(size.error());
+  if (*size == 0 || *size > UINT64_MAX - *start)
+    return fail(Errc::malformed, "reading a device's memory (its size)", "/" + folder + "/size");
+  return PublishedMemory{.source = "/" + folder, .ranges = {{{*start}, {*start + *size}}}};
+}
+
+/// mappingN/{start,end,page_offset} (drivers/dax/bus.c): `end` is inclusive. Empty: there are none.
+Result<std::vector<PaRange>> read_dax_mappings(const SysRoot& root, const std::string& folder) {
+  struct Mapping {
+    std::uint64_t offset;
+    PaRange range;
+  };
+  std::vector<Mapping> mappings;
+  const auto names = root.list(folder.c_str());
+  if (!names) return std::unexpected(names.error());
+  for (const std::string& name : *names) {
+    if (!number_after(name, "mapping")) continue;
+    const std::string mapping = folder + "/" + name;
+    const auto start = read_number(root, mapping + "/start");
+    if (!start) return std::unexpected(start.error());
+    const auto last = read_number(root, mapping + "/end");
+    if (!last) return std::unexpected(last.error());
+    const auto offset = read_number(root, mapping + "/page_offset");
+    if (!offset) return std::unexpected(offset.error());
+    if (*last < *start || *last == UINT64_MAX)
+      return fail(Errc::malformed, "reading a device's memory (its end)", "/" + mapping + "/end");
+    mappings.push_back({*offset, {{*start}, {*last + 1}}});
+  }
+  std::ranges::sort(mappings, {}, &Mapping::offset);
+  std::vector<PaRange> ranges;
+  for (const Mapping& mapping : mappings) ranges.push_back(mapping.range);
+  return ranges;
+}
+
+}  // namespace
+
+Result<PublishedMemory> read_published_memory(const SysRoot& root, std::string_view name) {
+  const std::string device(name);
+  if (!names_a_file(name)) return fail(Errc::not_found, "device that publishes its memory", device);
+  for (const char* const device_class : {"u-dma-buf", "udmabuf", "uiomem"}) {
+    auto memory =
+        read_one_range(root, std::string("sys/class/") + device_class + "/" + device, "phys_addr");
+    if (memory || memory.error().code != Errc::not_found) return memory;
+  }
+  for (const char* const bus : {"sys/bus/dax/devices/", "sys/class/dax/"}) {
+    const std::string folder = bus + device;
+    auto ranges = read_dax_mappings(root, folder);
+    if (!ranges && ranges.error().code == Errc::not_found) continue;
+    if (!ranges) return std::unexpected(std::move(ranges.error()));
+    if (ranges->empty()) return read_one_range(root, folder, "resource");
+    return PublishedMemory{.source = "/" + folder, .ranges = std::move(*ranges)};
+  }
+  return fail(Errc::not_found, "device that publishes its memory", device);
+}
+
+Result<std::string> read_dma_buf_exporter(const SysRoot& root, std::uint64_t inode) {
+  const std::string file = "sys/kernel/dmabuf/buffers/" + std::to_string(inode) + "/exporter_name";
+  const auto name = root.read_file(file.c_str(), 4096);
+  if (name) return name->substr(0, name->find('\n'));
+  const char* const list = "sys/kernel/debug/dma_buf/bufinfo";
+  const auto text = root.read_file(list, 16 << 20);
+  if (!text) {
+    if (root.list("sys/kernel/dmabuf/buffers"))
+      return fail(Errc::not_found, "dma-buf of that inode", "/sys/kernel/dmabuf/buffers");
+    return std::unexpected(text.error().code == Errc::permission ||
+                                   name.error().code == Errc::not_found
+                               ? text.error()
+                               : name.error());
+  }
+  // SIZE FLAGS MODE COUNT EXPORTER INODE NAME, numbers with zeros in front (dma_buf_debug_show() in
+  // drivers/dma-buf/dma-buf.c).
+  for (std::string_view rest = *text; !rest.empty();) {
+    std::string_view line = take_line(rest);
+    std::string_view fields[6];
+    for (std::string_view& field : fields) {
+      while (line.starts_with('\t') || line.starts_with(' ')) line.remove_prefix(1);
+      field = line.substr(0, line.find_first_of("\t "));
+      line.remove_prefix(field.size());
+    }
+    std::uint64_t number = 0;
+    if (take_number(fields[5], number, 10) && fields[5].empty() && number == inode)
+      return std::string(fields[4]);
+  }
+  return fail(Errc::not_found, "dma-buf of that inode", std::string("/") + list);
 }
 
 }  // namespace vmem

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: MIT
 #include "vmem/physmap.hpp"
 
+#include <algorithm>
+#include <random>
+#include <sstream>
+
 #include "support/catch.hpp"
 #include "support/recorded.hpp"
 
@@ -59,6 +63,39 @@ TEST_CASE("iomem: the innermost region wins, repeated names and ranges too") {
   CHECK(name_at(*iomem, 0x63fffffff) == "System RAM");
   CHECK(name_at(*iomem, 0x640000000) == "-");
   CHECK(name_at(*iomem, 0x4000000000) == "PCI Bus 0000:00 : with a colon");
+}
+
+TEST_CASE("iomem: what is found is what a search of every line finds") {
+  // Also as no kernel prints it: children beside their parents, equal and empty regions.
+  std::mt19937 random(20261130);
+  const auto below = [&](std::uint64_t n) { return random() % n; };
+  for (int round = 0; round < 300; ++round) {
+    std::string text;
+    for (std::uint64_t line = 0, lines = 1 + below(12); line < lines; ++line) {
+      const std::uint64_t start = below(60);
+      std::ostringstream out;
+      out << std::string(2 * below(4), ' ') << std::hex << start << '-' << start + below(12)
+          << " : " << line << '\n';
+      text += out.str();
+    }
+    text += "ffffffffffffffff-ffffffffffffffff : empty\n";
+    CAPTURE(text);
+    const auto iomem = Iomem::parse(text);
+    REQUIRE(iomem);
+    for (std::uint64_t at = 0; at < 80; ++at) {
+      const IomemRegion* wanted = nullptr;
+      std::uint64_t end = UINT64_MAX;
+      for (const IomemRegion& region : iomem->regions()) {
+        if (region.range.contains({at}) && (wanted == nullptr || region.depth >= wanted->depth))
+          wanted = &region;
+        for (const PhysAddr border : {region.range.start, region.range.end})
+          if (border.value > at) end = std::min(end, border.value);
+      }
+      CAPTURE(at);
+      CHECK(iomem->find({at}) == wanted);
+      CHECK(iomem->run_end({at}) == PhysAddr{end});
+    }
+  }
 }
 
 TEST_CASE("iomem: all of the address space, and its last byte") {
@@ -145,6 +182,23 @@ TEST_CASE("NUMA: one node without blocks owns the RAM, and nothing else") {
   CHECK(numa->node({0x1000}) == 0U);
   CHECK_FALSE(numa->node({0xfec00000}));
   CHECK_FALSE(numa->node({0x4000000000}));
+}
+
+TEST_CASE("RAM that a driver has added is RAM, and has its node") {
+  const Recorded tree(files({{"proc/iomem",
+                              "00001000-7fffffff : System RAM\n"
+                              "100000000-1ffffffff : Persistent Memory\n"
+                              "  100000000-1ffffffff : dax0.0\n"
+                              "    100000000-17fffffff : System RAM (kmem)\n"
+                              "    180000000-1ffffffff : System RAMs\n"
+                              "200000000-27fffffff : System RAM (virtio_mem)\n"},
+                             {"sys/devices/system/node/node0/cpumap", "1\n"}}));
+  const auto numa = NumaMap::read(tree.root());
+  REQUIRE(numa);
+  CHECK(numa->node({0x1000}) == 0U);
+  CHECK(numa->node({0x100000000}) == 0U);
+  CHECK(numa->node({0x27fffffff}) == 0U);
+  CHECK_FALSE(numa->node({0x180000000}));
 }
 
 TEST_CASE("NUMA: a system that does not say") {

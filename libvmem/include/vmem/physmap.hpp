@@ -2,6 +2,7 @@
 /// What lies at a physical address: /proc/iomem, NUMA nodes, PCI BARs, UIO maps.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -20,6 +21,10 @@ struct IomemRegion {
   PaRange range;
   std::string name;
   unsigned depth = 0;  ///< nesting: 0 is outermost
+
+  /// "System RAM", or what a driver has added to it: "System RAM (kmem)", "System RAM
+  /// (virtio_mem)".
+  VMEM_EXPORT bool is_ram() const;
 };
 
 class VMEM_EXPORT Iomem {
@@ -39,14 +44,24 @@ class VMEM_EXPORT Iomem {
   PhysAddr run_end(PhysAddr address) const;
 
  private:
+  /// From here to the next piece find() has one answer: an index into regions_, or `none`.
+  struct Piece {
+    PhysAddr start;
+    std::size_t region;
+  };
+  static constexpr std::size_t none = SIZE_MAX;
+  std::vector<Piece>::const_iterator after(PhysAddr address) const;
+  void cut();
+
   std::vector<IomemRegion> regions_;
+  std::vector<Piece> pieces_;  ///< ascending
 };
 
 /// NUMA nodes of frames.
 class VMEM_EXPORT NumaMap {
  public:
   /// From /sys/devices/system/node: its memory blocks; where there are none and one node
-  /// only, the System RAM of /proc/iomem. Errors: not_found where neither tells.
+  /// only, the RAM of /proc/iomem (IomemRegion::is_ram). Errors: not_found where neither tells.
   static Result<NumaMap> read(const SysRoot& root);
 
   /// The node of the RAM at `address`; empty for what is not known to be RAM of a node.
@@ -93,5 +108,23 @@ struct UioMap {
 };
 
 VMEM_EXPORT Result<std::vector<UioMap>> read_uio_maps(const SysRoot& root);
+
+/// Memory of a device whose driver publishes in sysfs where it lies.
+struct PublishedMemory {
+  std::string source;  ///< the folder in sysfs: "/sys/class/u-dma-buf/udmabuf0"
+  std::vector<PaRange> ranges;  ///< in the order of the device's offsets
+};
+
+/// The memory of /dev/`name`, of which the driver says the address by that name: u-dma-buf (class
+/// u-dma-buf or, in older ones, udmabuf) and uiomem by phys_addr and size, device DAX by resource
+/// and size or by its mappings. Errors: not_found (no such device in these); else what stood in
+/// the way of reading it; malformed.
+VMEM_EXPORT Result<PublishedMemory> read_published_memory(const SysRoot& root,
+                                                          std::string_view name);
+
+/// Who has made a dma-buf, by the inode of its file: "system" (a DMA heap's name), "udmabuf", or
+/// a driver's name. From /sys/kernel/dmabuf/buffers, else from debugfs (dma_buf/bufinfo). Errors:
+/// not_found (neither names that buffer); permission, not_supported where neither can be read.
+VMEM_EXPORT Result<std::string> read_dma_buf_exporter(const SysRoot& root, std::uint64_t inode);
 
 }  // namespace vmem
