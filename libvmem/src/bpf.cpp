@@ -380,10 +380,21 @@ class BpfTranslator final : public Translator {
 
   /// Reads from the start of `range` on. Returns how far: all below is in the program's memory.
   Result<VirtAddr> run(VaRange range) {
-    auto read = read_process(iterator_, [&](const Fd& iterator, bool continued) {
-      return program_->read(iterator, range, continued);
-    });
+    const auto read_tables = [&] {
+      return read_process(iterator_, [&](const Fd& iterator, bool continued) {
+        return program_->read(iterator, range, continued);
+      });
+    };
+    auto read = read_tables();
     if (!read) return std::unexpected(std::move(read.error()));
+    // A table that does not lie in RAM may lie in memory that was added after the list was read.
+    const bool refused = std::ranges::any_of(
+        program_->records(), [](const vmem_record& r) { return r.status == vmem_unreadable; });
+    if (refused && program_->refresh_ram(process_.root())) {
+      iterator_ = Fd{};
+      read = read_tables();
+      if (!read) return std::unexpected(std::move(read.error()));
+    }
     const vmem_run& run = program_->run();
     return run.ended != 0 ? range.end : std::min(range.end, VirtAddr{run.cursor});
   }

@@ -20,7 +20,7 @@ Result<std::vector<PaRange>> system_ram(const SysRoot& root) {
   if (!iomem) return std::unexpected(std::move(iomem.error()));
   std::vector<PaRange> ram;
   for (const IomemRegion& region : iomem->regions()) {
-    if (!region.name.starts_with("System RAM")) continue;
+    if (!region.is_ram()) continue;
     constexpr std::uint64_t page = 4096;
     const PaRange range{{(region.range.start.value + page - 1) & ~(page - 1)},
                         {region.range.end.value & ~(page - 1)}};
@@ -80,15 +80,25 @@ Result<std::unique_ptr<BpfProgram>> BpfProgram::load(const SysRoot& root) {
     error = vmem_program_load(&program->program_);
   if (error != 0) return std::unexpected(why_not_loaded(root, error));
   program->owner_ = getpid();
-  program->ram_ = std::move(*ram);
-  vmem_ram* const shared = program->program_.ram;
+  program->use(std::move(*ram));
+  return program;
+}
+
+void BpfProgram::use(std::vector<PaRange> ram) {
+  ram_ = std::move(ram);
+  vmem_ram* const shared = program_.ram;
   for (std::size_t i = 0; i < VMEM_RAM_RANGES; ++i) {
     constexpr std::uint64_t none = ~std::uint64_t{0};
-    shared[i] = i < program->ram_.size()
-                    ? vmem_ram{program->ram_[i].start.value, program->ram_[i].end.value}
-                    : vmem_ram{none, none};
+    shared[i] =
+        i < ram_.size() ? vmem_ram{ram_[i].start.value, ram_[i].end.value} : vmem_ram{none, none};
   }
-  return program;
+}
+
+bool BpfProgram::refresh_ram(const SysRoot& root) {
+  auto ram = system_ram(root);
+  if (!ram || *ram == ram_) return false;
+  use(std::move(*ram));
+  return true;
 }
 
 BpfProgram::~BpfProgram() {

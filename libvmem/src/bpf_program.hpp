@@ -83,6 +83,8 @@ class BpfProgram {
 
   /// Ascending, not touching: System RAM of /proc/iomem.
   const std::vector<PaRange>& ram() const { return ram_; }
+  /// Reads that list again, for memory may have been added since. Whether it is another one now.
+  bool refresh_ram(const SysRoot& root);
 
   /// Its memory is shared with the process that loaded it: after a fork only one of the two may use
   /// it.
@@ -91,6 +93,7 @@ class BpfProgram {
  private:
   BpfProgram() = default;
   Result<void> read(const Fd& iterator);
+  void use(std::vector<PaRange> ram);
   vmem_program program_{};
   std::vector<PaRange> ram_;
   DirectMap direct_map_;

@@ -14,6 +14,7 @@
 
 #include "live/children.hpp"
 #include "live/oracle.hpp"
+#include "support/recorded.hpp"
 #if VMEM_BPF
 #include "bpf_program.hpp"
 #include "direct_map.hpp"
@@ -481,6 +482,26 @@ TEST_CASE("a wrong base of the direct map, or a wrong number of levels, is refus
     ++ways;
   }
   CHECK(ways > 0);
+}
+
+TEST_CASE("the list of RAM is read again where it has grown") {
+  if (!bpf_works()) return;
+  const auto live = SysRoot::live();
+  REQUIRE(live);
+  // As the list was before memory came.
+  SystemModel system = one_process("");
+  system.files["proc/iomem"] = "00001000-00001fff : System RAM\n";
+  const Recorded before{system};
+  const auto program = BpfProgram::load(before.root());
+  REQUIRE(program);
+  CHECK((*program)->ram() == std::vector<PaRange>{{{0x1000}, {0x2000}}});
+  CHECK_FALSE(prove_direct_map(*live, **program));  // nothing of ours lies there
+  CHECK((*program)->refresh_ram(*live));
+  CHECK((*program)->ram() == (*BpfProgram::load(*live))->ram());
+  CHECK(prove_direct_map(*live, **program));
+  CHECK_FALSE((*program)->refresh_ram(*live));
+  // A list that cannot be read is none to go by.
+  CHECK_FALSE((*program)->refresh_ram(Recorded(one_process("")).root()));
 }
 
 TEST_CASE("a signal that comes while the program is loaded does not stop it") {
