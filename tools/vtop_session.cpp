@@ -162,9 +162,9 @@ class Vtop {
   /// Page tables show what pagemap does not: why they were of no use here.
   std::string unseen_hint() const {
     if (gate_asked_) return "[vsyscall] is the kernel's: no page table of the process holds it";
-    if (process_.root().recorded())
-      return "it was recorded through pagemap, and cannot be found out later";
     const Error* const why = translator_.why_blind();
+    if (process_.root().recorded() && why == nullptr)
+      return "it was recorded through pagemap, and cannot be found out later";
     if (why == nullptr) return "page tables tell of such mappings: use --backend auto, bpf or kmod";
     return fmt::format("page tables cannot be read: {}{}{}", to_string(*why),
                        why->hint != nullptr ? "; " : "", why->hint != nullptr ? why->hint : "");

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT
 /// Which source of page facts serves which question.
+#include <sys/utsname.h>
+
 #include <algorithm>
 #include <charconv>
 #include <optional>
@@ -23,6 +25,29 @@ std::uint64_t resident_pages(const Process& process) {
   std::uint64_t pages = 0;
   std::from_chars(text->data() + space + 1, text->data() + text->size(), pages);
   return pages;
+}
+
+/// The architecture whose page tables no backend reads, in words; empty: it is another one, or a
+/// recorded system does not say.
+std::string_view unread_architecture(const SysRoot& root) {
+  std::string_view machine;
+  std::string manifest;
+  utsname name{};
+  if (!root.recorded()) {
+    if (uname(&name) == 0) machine = name.machine;
+  } else if (auto text = root.read_file("manifest", 1 << 16)) {
+    manifest = "\n" + std::move(*text);
+    constexpr std::string_view key = "\narch ";
+    if (const std::size_t at = manifest.find(key); at != std::string::npos) {
+      machine = std::string_view(manifest).substr(at + key.size());
+      machine = machine.substr(0, machine.find('\n'));
+    }
+  }
+  if (machine.empty() || machine == "x86_64" || machine == "amd64" || machine == "aarch64" ||
+      machine == "arm64")
+    return {};
+  // As uname names it: armv6l, armv7l, armv8l; a 32-bit program on arm64 sees armv8l, too.
+  return machine.starts_with("arm") ? "32-bit arm" : "another architecture";
 }
 
 /// pagemap, which costs nothing to open; page tables where pagemap is blind, and for long
@@ -68,8 +93,21 @@ class Automatic final : public Translator {
   }
 
   Translator* page_tables() override {
-    if (!asked_ && !process_.root().recorded()) {
-      asked_ = true;
+    if (asked_) return tables_.get();
+    asked_ = true;
+    const std::string_view unread =
+        pagemap_->sees_pfnmap() ? std::string_view{} : unread_architecture(process_.root());
+    if (!unread.empty()) {
+      const bool arm = unread == "32-bit arm";
+      why_blind_ = Error{
+          .code = Errc::not_supported,
+          .what = arm ? "reading page tables of 32-bit arm" : "reading page tables",
+          .path = {},
+          .hint = arm ? "no backend of arm reads page tables: BPF reads x86-64's, vmem.ko x86-64's "
+                        "and arm64's"
+                      : "no backend of this architecture reads page tables: BPF reads x86-64's, "
+                        "vmem.ko x86-64's and arm64's"};
+    } else if (!process_.root().recorded()) {
       auto bpf = open_bpf(process_);
       if (bpf) {
         tables_ = std::move(*bpf);
