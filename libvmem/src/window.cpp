@@ -35,17 +35,54 @@ std::string size_text(unsigned shift) {
   return std::to_string(std::uint64_t{1} << (shift % 10)) + units[shift / 10];
 }
 
-/// What is allowed, on an architecture that has `instead`.
-std::string cache_text(CacheSet set, CacheAttribute instead) {
-  constexpr auto first_of_arm = static_cast<unsigned>(CacheAttribute::device_ngnrne);
-  const bool arm = static_cast<unsigned>(instead) >= first_of_arm;
-  std::string text;
-  for (unsigned i = arm ? first_of_arm : 0; i < (arm ? 16 : first_of_arm); ++i) {
-    if ((set >> i & 1) == 0) continue;
-    if (!text.empty()) text += " or ";
-    text += to_string(static_cast<CacheAttribute>(i));
+constexpr unsigned first_of_arm = static_cast<unsigned>(CacheAttribute::device_ngnrne);
+
+/// The word of a rule that `attribute` belongs to; on x86 it is the attribute's own name.
+std::string_view rule_word(CacheAttribute attribute) {
+  if (static_cast<unsigned>(attribute) < first_of_arm) return to_string(attribute);
+  for (const std::string_view word : {"uc", "wc", "wb"}) {
+    if ((*cache_set(word) >> static_cast<unsigned>(attribute) & 1) != 0) return word;
   }
-  return text.empty() ? "what this architecture has none of" : text;
+  return to_string(attribute);
+}
+
+/// "normal-nc (wc)": an attribute and the word that a rule has for it, where that is another one.
+std::string cache_text(CacheAttribute attribute) {
+  std::string text(to_string(attribute));
+  const std::string_view word = rule_word(attribute);
+  if (word != text) text.append(" (").append(word).append(")");
+  return text;
+}
+
+/// What is allowed, on the architecture of `instead`: "uc (device-nGnRnE or device-nGnRE)".
+std::string cache_text(CacheSet set, CacheAttribute instead) {
+  const bool arm = static_cast<unsigned>(instead) >= first_of_arm;
+  constexpr unsigned bits = sizeof(CacheSet) * 8;
+  constexpr auto of_x86 = static_cast<CacheSet>((1U << first_of_arm) - 1);
+  const auto here = static_cast<CacheSet>(arm ? ~of_x86 : of_x86);
+  std::string text;
+  const auto append = [](std::string& list, std::string_view word) {
+    if (!list.empty()) list += " or ";
+    list += word;
+  };
+  const auto names = [&](CacheSet of) {
+    std::string list;
+    for (unsigned i = 0; i < bits; ++i)
+      if ((of >> i & 1) != 0) append(list, to_string(static_cast<CacheAttribute>(i)));
+    return list;
+  };
+  auto left = set;
+  if (arm) {
+    for (const std::string_view word : {"uc", "wc", "wb"}) {
+      const auto group = static_cast<CacheSet>(*cache_set(word) & here);
+      if ((left & group) != group) continue;
+      append(text, std::string(word) + " (" + names(group) + ")");
+      left = static_cast<CacheSet>(left & ~*cache_set(word));
+    }
+  }
+  if ((left & here) != 0) append(text, names(static_cast<CacheSet>(left & here)));
+  if (text.empty()) text = names(set) + " (this architecture has no such attribute)";
+  return text;
 }
 
 /// What judging takes besides the pages: looked up once, when a page first asks.
@@ -451,8 +488,7 @@ class Judge {
     if (cache == CacheAttribute::unknown) {
       add(FindingKind::unseen, only_tables("the cache attribute"));
     } else if ((check_.cache >> static_cast<unsigned>(cache) & 1) == 0) {
-      add(FindingKind::wrong_cache,
-          std::string(to_string(cache)) + ", not " + cache_text(check_.cache, cache));
+      add(FindingKind::wrong_cache, cache_text(cache) + ", not " + cache_text(check_.cache, cache));
     }
   }
 

@@ -24,6 +24,20 @@ std::optional<unsigned> whole_number(std::string_view text) {
   return value;
 }
 
+/// Names of devices that say themselves what publishes their memory.
+constexpr std::string_view published_prefixes[] = {"udmabuf", "uiomem", "dax"};
+
+/// Exporters of dma-bufs that take their pages from RAM: DMA heaps (those of CMA, too; its areas
+/// are RAM), and udmabuf, from memfds.
+constexpr std::string_view ram_exporters[] = {"system",    "system-uncached", "udmabuf",
+                                              "linux,cma", "reserved",        "default_cma_region"};
+
+/// Whether two words differ in nothing but the case of their letters.
+bool same_word(std::string_view a, std::string_view b) {
+  const auto lower = [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; };
+  return std::ranges::equal(a, b, {}, lower, lower);
+}
+
 std::string_view base_name(std::string_view path) { return path.substr(path.rfind('/') + 1); }
 
 /// "0000:03:00.0" from "0000:03:00.0" or "03:00.0"; empty for anything else, so that nothing
@@ -53,8 +67,6 @@ std::string pci_address(std::string_view text) {
   });
   return address;
 }
-
-bool is_ram(std::string_view region) { return region.starts_with("System RAM"); }
 
 /// Ascending and disjoint. RAM counts where a page is all RAM, other memory where a page holds
 /// any of it.
@@ -175,14 +187,19 @@ std::optional<CacheSet> cache_set(std::string_view word) {
   const auto bits = [](auto... attributes) {
     return static_cast<CacheSet>((... | (1U << static_cast<unsigned>(attributes))));
   };
+  const auto is = [&](std::string_view other) { return same_word(word, other); };
   using enum CacheAttribute;
-  if (word == "any") return CacheSet{0};
-  if (word == "uc") return bits(uc, uc_minus, device_ngnrne, device_ngnre);
-  if (word == "uc-") return bits(uc_minus);
-  if (word == "wc") return bits(wc, normal_nc);
-  if (word == "wt") return bits(wt);
-  if (word == "wp") return bits(wp);
-  if (word == "wb") return bits(wb, normal, normal_tagged);
+  if (is("any")) return CacheSet{0};
+  if (is("uc")) return bits(uc, uc_minus, device_ngnrne, device_ngnre);
+  if (is("uc-")) return bits(uc_minus);
+  if (is("wc")) return bits(wc, normal_nc);
+  if (is("wt")) return bits(wt);
+  if (is("wp")) return bits(wp);
+  if (is("wb")) return bits(wb, normal, normal_tagged);
+  // As the tools print arm64's.
+  for (const CacheAttribute one : {device_ngnrne, device_ngnre, normal_nc, normal, normal_tagged}) {
+    if (is(to_string(one))) return bits(one);
+  }
   return {};
 }
 
@@ -245,6 +262,19 @@ struct WindowSources::State {
       return bar.is_assigned() && bar.is_memory() && want(bar);
     });
     return found == lines->end() ? std::optional<PciBar>{} : *found;
+  }
+
+  /// What a class that is not known says of an address of that device; empty: nothing.
+  std::string unproven_address(std::string_view name) const {
+    const auto classes = root.list("sys/class");
+    if (!classes || name.empty()) return {};
+    for (const std::string& device_class : *classes) {
+      std::string file = "sys/class/" + device_class + "/";
+      file.append(name).append("/phys_addr");
+      const auto text = root.read_file(file.c_str(), 4096);
+      if (text) return "/" + file + " says " + text->substr(0, text->find('\n'));
+    }
+    return {};
   }
 
   /// PCI devices that the process holds through vfio, by its open files: a group's
@@ -334,14 +364,43 @@ Result<Window> WindowSources::uio_map(unsigned device, unsigned index) {
   return state_->physical(found->range, name, false);
 }
 
+Result<Window> WindowSources::published(std::string_view name) {
+  auto memory = read_published_memory(state_->root, name);
+  if (!memory) return std::unexpected(std::move(memory.error()));
+  if (!std::ranges::is_sorted(memory->ranges, {}, &PaRange::start)) {
+    return fail(Errc::not_supported,
+                "memory of a device (its offsets do not ascend with its addresses)",
+                memory->source);
+  }
+  // The name alone is a window's where it says what it is.
+  std::string text(name);
+  if (std::ranges::none_of(published_prefixes, [&](auto p) { return name.starts_with(p); })) {
+    const std::string_view folder =
+        std::string_view(memory->source).substr(0, memory->source.rfind('/'));
+    const std::string_view kind = folder.starts_with("/sys/bus/dax/") ? "dax" : base_name(folder);
+    text = std::string(kind) + ":" + text;
+  }
+  return Window{.kind = Window::Kind::physical,
+                .ranges = whole_pages(std::move(memory->ranges), state_->page_size(), false),
+                .device = false,
+                .text = std::move(text)};
+}
+
 Result<Window> WindowSources::iomem(std::string_view name) {
   const Result<Iomem>& iomem = iomem_regions();
   if (!iomem) return std::unexpected(iomem.error());
   std::vector<PaRange> ranges;
-  for (const IomemRegion& region : iomem->regions()) {
-    if (region.name == name) ranges.push_back(region.range);
-  }
-  ranges = whole_pages(std::move(ranges), state_->page_size(), is_ram(name));
+  bool ram = false;
+  const auto take = [&](auto is) {
+    for (const IomemRegion& region : iomem->regions()) {
+      if (!is(region.name)) continue;
+      ranges.push_back(region.range);
+      ram = region.is_ram();
+    }
+  };
+  take([&](std::string_view region) { return region == name; });
+  if (ranges.empty()) take([&](std::string_view region) { return same_word(region, name); });
+  ranges = whole_pages(std::move(ranges), state_->page_size(), ram);
   if (ranges.empty())
     return fail(Errc::not_found, "region of that name", "/proc/iomem: " + std::string(name));
   return Window{.kind = Window::Kind::physical,
@@ -355,7 +414,7 @@ Result<Window> WindowSources::ram() {
   if (!iomem) return std::unexpected(iomem.error());
   std::vector<PaRange> ranges;
   for (const IomemRegion& region : iomem->regions()) {
-    if (is_ram(region.name)) ranges.push_back(region.range);
+    if (region.is_ram()) ranges.push_back(region.range);
   }
   return Window{.kind = Window::Kind::ram,
                 .ranges = whole_pages(std::move(ranges), state_->page_size(), true),
@@ -442,9 +501,40 @@ Result<Check> WindowSources::derive(const Process& process, const Vma& vma, Clas
       if (bar) derived->cache = static_cast<CacheSet>(*cache_set("uc") | *cache_set("wc"));
       return derived;
     }
+    case VmaKind::dma_buf: {
+      const auto exporter = read_dma_buf_exporter(state_->root, vma.inode);
+      if (!exporter) {
+        return fail(Errc::not_supported, "a dma-buf whose exporter is not known",
+                    to_string(exporter.error()));
+      }
+      if (std::ranges::find(ram_exporters, *exporter) != std::end(ram_exporters)) {
+        check.sparse = true;  // udmabuf's pages come when they are touched
+        return with(ram(), "any");
+      }
+      return fail(Errc::not_supported, "a dma-buf whose exporter alone knows where it must be",
+                  *exporter);
+    }
+    case VmaKind::gpu:
+      return fail(Errc::not_supported, "the GPU's driver alone knows where its buffers must be",
+                  vma.path);
     default:
-      return fail(Errc::not_supported, "only its driver knows where it must be", vma.path);
+      break;
   }
+  constexpr std::string_view deleted = " (deleted)";
+  std::string_view name = vma.path;
+  if (name.ends_with(deleted)) name.remove_suffix(deleted.size());
+  if (name.starts_with("/dev/")) {
+    auto window = published(base_name(name));
+    if (window || window.error().code != Errc::not_found) {
+      check.sparse = true;  // some of these drivers bring pages when they are touched
+      return with(std::move(window), "any");
+    }
+  }
+  if (vma.path.empty())
+    return fail(Errc::not_supported, "only the driver that made it knows where it must be", {});
+  std::string said = state_->unproven_address(base_name(name));
+  return fail(Errc::not_supported, "only its driver knows where it must be",
+              said.empty() ? vma.path : std::move(said));
 }
 
 }  // namespace vmem

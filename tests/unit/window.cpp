@@ -2,6 +2,8 @@
 /// Every kind of finding, and when a check is unverified, on page tables of the test's making.
 #include "vmem/window.hpp"
 
+#include <algorithm>
+#include <cctype>
 #include <functional>
 #include <sstream>
 
@@ -203,6 +205,47 @@ TEST_CASE("attributes") {
         "fail 16/16\n"
         "wrong-flags 7f0000000000+10000: missing: mm lo\n"
         "wrong-flags 7f0000000000+10000: unwanted: pf");
+}
+
+TEST_CASE("cache attributes: every printed word is a rule's, and a failure names both") {
+  using enum CacheAttribute;
+  const auto bit = [](CacheAttribute a) { return 1U << static_cast<unsigned>(a); };
+  for (const CacheAttribute a : {uc, uc_minus, wc, wt, wp, wb, device_ngnrne, device_ngnre,
+                                 normal_nc, normal, normal_tagged}) {
+    std::string word(to_string(a));
+    CAPTURE(word);
+    for (const auto change : {+[](char c) { return static_cast<char>(std::toupper(c)); },
+                              +[](char c) { return static_cast<char>(std::tolower(c)); }}) {
+      std::ranges::transform(word, word.begin(), change);
+      const auto set = cache_set(word);
+      REQUIRE(set);
+      CHECK((*set & bit(a)) != 0);
+      // arm64's names are exact.
+      if (a >= device_ngnrne) CHECK(*set == bit(a));
+    }
+  }
+  CHECK_FALSE(cache_set("unknown"));
+  CHECK_FALSE(cache_set("normal-"));
+
+  const auto wrong = [](CacheAttribute is, const std::vector<const char*>& words) {
+    const std::string said = with([&](PagedMemory& m) { at(m, 5).cache = is; },
+                                  [&](Check& c) {
+                                    for (const char* const word : words)
+                                      c.cache = static_cast<CacheSet>(c.cache | *cache_set(word));
+                                  });
+    const std::size_t detail = said.find("90005000: ");
+    return detail == std::string::npos
+               ? said
+               : said.substr(detail + 10, said.find('\n', detail) - detail - 10);
+  };
+  CHECK(wrong(normal_nc, {"uc"}) == "normal-nc (wc), not uc (device-nGnRnE or device-nGnRE)");
+  CHECK(wrong(device_ngnre, {"wc"}) == "device-nGnRE (uc), not wc (normal-nc)");
+  CHECK(wrong(normal, {"Device-nGnRE"}) == "normal (wb), not device-nGnRE");
+  CHECK(wrong(device_ngnre, {"device-ngnrne", "wb"}) ==
+        "device-nGnRE (uc), not wb (normal or normal-tagged) or device-nGnRnE");
+  CHECK(wrong(normal, {"wt"}) == "normal (wb), not wt (this architecture has no such attribute)");
+  CHECK(wrong(wb, {"uc"}) == "wb, not uc or uc-");
+  CHECK(wrong(wb, {"normal-nc"}) == "wb, not normal-nc (this architecture has no such attribute)");
 }
 
 TEST_CASE("NUMA nodes") {

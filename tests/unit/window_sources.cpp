@@ -147,6 +147,7 @@ TEST_CASE("windows by name: nested and repeated ones; zeros are no answer") {
   CHECK(text(sources.iomem("ramoops:dump(0/2)")) == "iomem:ramoops:dump(0/2) 90100000-90300000");
   CHECK(text(sources.iomem("System RAM")) == "iomem:System RAM 1000-9f000 100000-80000000");
   CHECK(text(sources.ram()) == "ram 1000-9f000 100000-80000000");
+  CHECK(text(sources.iomem("system ram")) == "iomem:system ram 1000-9f000 100000-80000000");
   CHECK(text(sources.iomem("nothing")) == "region of that name");
   SystemModel hidden = machine();
   hidden.files["proc/iomem"] = "00000000-00000000 : System RAM\n00000000-00000000 : Reserved\n";
@@ -156,6 +157,102 @@ TEST_CASE("windows by name: nested and repeated ones; zeros are no answer") {
     REQUIRE_FALSE(window);
     CHECK(window.error().code == Errc::permission);
   }
+}
+
+TEST_CASE("windows of devices that publish their memory") {
+  SystemModel system = machine();
+  const auto device = [&](const std::string& folder, const std::string& address,
+                          const std::string& size) {
+    system.files["sys/class/" + folder + "/phys_addr"] = address + "\n";
+    system.files["sys/class/" + folder + "/size"] = size + "\n";
+  };
+  device("u-dma-buf/udmabuf0", "0x000000001f100000", "1048576");
+  device("u-dma-buf/camera", "0x1f300000", "8192");
+  device("udmabuf/udmabuf1", "0x1f400800", "4096");  // the class of older ones; parts of pages
+  device("uiomem/uiomem0", "0x90000000", "0x2000");
+  device("u-dma-buf/empty", "0x1f100000", "0");
+  device("u-dma-buf/odd", "somewhere", "4096");
+  device("u-dma-buf/high", "0xfffffffffffff000", "8192");
+  device("other/thing0", "0x1f100000", "4096");
+  const std::string dax = "sys/bus/dax/devices/";
+  system.files[dax + "dax0.0/resource"] = "0x100000000\n";
+  system.files[dax + "dax0.0/size"] = "2097152\n";
+  const auto mapping = [&](const std::string& folder, const std::string& start,
+                           const std::string& end, const std::string& offset) {
+    system.files[dax + folder + "/start"] = start + "\n";
+    system.files[dax + folder + "/end"] = end + "\n";
+    system.files[dax + folder + "/page_offset"] = offset + "\n";
+  };
+  mapping("dax0.1/mapping0", "0x200000000", "0x2001fffff", "0x0");
+  mapping("dax0.1/mapping1", "0x300000000", "0x3001fffff", "0x200");
+  mapping("dax0.2/mapping0", "0x300000000", "0x3001fffff", "0x0");
+  mapping("dax0.2/mapping1", "0x200000000", "0x2001fffff", "0x200");
+  const Recorded tree{system};
+  WindowSources sources{tree.root()};
+  const auto of = [&](const char* name) { return text(sources.published(name)); };
+  CHECK(of("udmabuf0") == "udmabuf0 1f100000-1f200000");
+  CHECK(of("camera") == "u-dma-buf:camera 1f300000-1f302000");
+  CHECK(of("udmabuf1") == "udmabuf1 1f400000-1f402000");
+  CHECK(of("uiomem0") == "uiomem0 90000000-90002000");
+  CHECK(of("dax0.0") == "dax0.0 100000000-100200000");
+  CHECK(of("dax0.1") == "dax0.1 200000000-200200000 300000000-300200000");
+  CHECK(of("dax0.2") == "memory of a device (its offsets do not ascend with its addresses)");
+  CHECK(of("empty") == "reading a device's memory (its size)");
+  CHECK(of("high") == "reading a device's memory (its size)");
+  CHECK(of("odd") == "parsing");
+  for (const char* const none : {"thing0", "nothing", "", ".", "..", "../class/u-dma-buf/camera"})
+    CHECK(of(none) == "device that publishes its memory");
+
+  const auto line = [](const std::string& name) {
+    return "7f0000000000-7f0000001000 rw-s 00000000 00:05 10                     " + name + "\n";
+  };
+  CHECK(derived(system, line("/dev/udmabuf0")) == "udmabuf0 1f100000-1f200000 sparse");
+  CHECK(derived(system, line("/dev/camera (deleted)")) ==
+        "u-dma-buf:camera 1f300000-1f302000 sparse");
+  CHECK(derived(system, line("/dev/dax0.0")) == "dax0.0 100000000-100200000 sparse");
+  // Another driver's file may mean anything: it is told, and proves nothing.
+  system.processes[0].maps = line("/dev/thing0");
+  system.processes[0].files["mountinfo"] = "24 27 0:5 / /dev rw - devtmpfs devtmpfs rw\n";
+  const Recorded other{system};
+  const Process process = other.process(1);
+  VmaInspector inspector{process};
+  WindowSources others{other.root()};
+  const auto vmas = read_vmas(process);
+  REQUIRE(vmas);
+  const auto check = others.derive(process, vmas->front(), inspector.classify(vmas->front()));
+  REQUIRE_FALSE(check);
+  CHECK(check.error().code == Errc::not_supported);
+  CHECK(check.error().path == "/sys/class/other/thing0/phys_addr says 0x1f100000");
+}
+
+TEST_CASE("dma-bufs: by who exported them") {
+  // The kernel's own mount: no line of mountinfo has its number.
+  const std::string line =
+      "7f0000000000-7f0000001000 rw-s 00000000 00:0c 4711                     /dmabuf:\n";
+  const std::string ram = "ram 1000-9f000 100000-80000000 sparse";
+  const std::string file = "sys/kernel/dmabuf/buffers/4711/exporter_name";
+  const std::string list = "sys/kernel/debug/dma_buf/bufinfo";
+  for (const char* const exporter : {"system", "udmabuf", "linux,cma", "reserved"}) {
+    SystemModel by_sysfs = machine(), by_debugfs = machine();
+    by_sysfs.files[file] = std::string(exporter) + "\n";
+    CHECK(derived(by_sysfs, line) == ram);
+    by_debugfs.files[list] =
+        "\nDma-buf Objects:\n"
+        "size    \tflags   \tmode    \tcount   \texp_name\tino     \tname\n"
+        "00131072\t00000002\t00080007\t00000003\tvirtio_gpu\t00000047\t<none>\n"
+        "00131072\t00000002\t00080007\t00000003\t" +
+        std::string(exporter) +
+        "\t00004711\t<none>\n\tAttached Devices:\nTotal 0 devices attached\n";
+    CHECK(derived(by_debugfs, line) == ram);
+  }
+  SystemModel gpu = machine();
+  gpu.files[file] = "amdgpu\n";
+  CHECK(derived(gpu, line) == "a dma-buf whose exporter alone knows where it must be");
+  CHECK(*read_dma_buf_exporter(Recorded{gpu}.root(), 4711) == "amdgpu");
+  gpu.files[list] = "00131072\t00000002\t00080007\t00000003\tsystem\t00000001\tx\n";
+  CHECK(read_dma_buf_exporter(Recorded{gpu}.root(), 47).error().code == Errc::not_found);
+  CHECK(*read_dma_buf_exporter(Recorded{gpu}.root(), 1) == "system");
+  CHECK(derived(machine(), line) == "a dma-buf whose exporter is not known");
 }
 
 TEST_CASE("what a device mapping must be, from what it is") {

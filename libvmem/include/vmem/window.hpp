@@ -47,8 +47,9 @@ struct Window {
 using CacheSet = std::uint16_t;
 
 /// The attributes that one word stands for: "uc" (uncached: UC and UC-, arm64's device memory),
-/// "uc-" (UC- alone), "wc" (arm64: normal-nc), "wt", "wp", "wb" (arm64: normal), "any". Empty: no
-/// such word.
+/// "uc-" (UC- alone), "wc" (arm64: normal-nc), "wt", "wp", "wb" (arm64: normal and normal-tagged),
+/// "any"; and what to_string() calls arm64's attributes, each for itself ("normal-nc",
+/// "device-nGnRE"). Letters may have any case. Empty: no such word.
 VMEM_EXPORT std::optional<CacheSet> cache_set(std::string_view word);
 
 /// Which mappings a check is about.
@@ -172,14 +173,18 @@ class VMEM_EXPORT WindowSources {
   /// /sys/class/uio/uioN/maps/mapM. Errors: not_found; not_supported if its address is not a
   /// physical one (UIO_MEM_LOGICAL, UIO_MEM_VIRTUAL show the kernel's).
   Result<Window> uio_map(unsigned device, unsigned index);
-  /// Every region of that name, nested ones included. Errors: not_found; permission where
-  /// /proc/iomem shows zeros.
+  /// The memory of /dev/`name`, see read_published_memory(). Errors: as that; not_supported where
+  /// the device's offsets do not go along with its addresses.
+  Result<Window> published(std::string_view name);
+  /// Every region of that name (in any case, where none has it exactly), nested ones included.
+  /// Errors: not_found; permission where /proc/iomem shows zeros.
   Result<Window> iomem(std::string_view name);
   /// System RAM. Errors: as iomem().
   Result<Window> ram();
 
   /// The check that a device mapping must pass, from what it is: the window, and how the kernel
-  /// caches it. not_supported where nothing can be derived; `what` says why.
+  /// caches it. not_supported where nothing can be derived: `what` says why, and
+  /// `path`, where it is not the mapping's, what is known beyond that (a dma-buf's exporter).
   Result<Check> derive(const Process& process, const Vma& vma, Classification what);
 
   const Result<Iomem>& iomem_regions();
