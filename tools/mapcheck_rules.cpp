@@ -18,9 +18,17 @@ std::optional<unsigned> whole_number(std::string_view text) {
   return value;
 }
 
+/// Words may have any case.
+std::string lower(std::string_view text) {
+  std::string word(text);
+  for (char& c : word)
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c + 32);
+  return word;
+}
+
 bool is_vm_flag(std::string_view word) {
   if (word.starts_with('!')) word.remove_prefix(1);
-  return word.size() == 2 && std::ranges::all_of(word, [](char c) {
+  return word.size() == 2 && std::ranges::all_of(lower(word), [](char c) {
            return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '?';
          });
 }
@@ -57,20 +65,22 @@ std::expected<WindowText, std::string> parse_window(std::string_view text) {
   using Form = WindowText::Form;
   WindowText window;
   window.text = text;
-  if (text == "any" || text == "ram") {
-    window.form = text == "any" ? Form::any : Form::ram;
+  const std::string word = lower(text);
+  const std::string_view words = word;
+  if (word == "any" || word == "ram") {
+    window.form = word == "any" ? Form::any : Form::ram;
     return window;
   }
-  if (text.starts_with("iomem:")) {
+  if (word.starts_with("iomem:")) {
     window.form = Form::iomem;
     window.name = text.substr(6);
     if (window.name.empty()) return std::unexpected("no name behind iomem:");
     return window;
   }
-  const std::size_t slash = text.find('/');
-  const std::string_view left = text.substr(0, slash);
-  const std::string_view right = slash == std::string_view::npos ? "" : text.substr(slash + 1);
-  if (text.starts_with("pci:")) {
+  const std::size_t slash = words.find('/');
+  const std::string_view left = words.substr(0, slash);
+  const std::string_view right = slash == std::string_view::npos ? "" : words.substr(slash + 1);
+  if (word.starts_with("pci:")) {
     window.form = Form::pci;
     window.name = left.substr(4);
     if (right == "rom") {
@@ -82,7 +92,21 @@ std::expected<WindowText, std::string> parse_window(std::string_view text) {
     window.index = *index;
     return window;
   }
-  if (text.starts_with("uio")) {
+  // Devices that publish their memory: "udmabuf0", "dax0.0", "u-dma-buf:NAME".
+  for (const std::string_view kind : {"u-dma-buf:", "udmabuf:", "uiomem:", "dax:"}) {
+    if (!words.starts_with(kind)) continue;
+    window.form = Form::published;
+    window.name = text.substr(kind.size());
+    if (window.name.empty()) return std::unexpected(fmt::format("no name behind {}", kind));
+    return window;
+  }
+  for (const std::string_view name : {"udmabuf", "uiomem", "dax"}) {
+    if (!words.starts_with(name) || words.find_first_of("+/") != std::string_view::npos) continue;
+    window.form = Form::published;
+    window.name = text;
+    return window;
+  }
+  if (word.starts_with("uio")) {
     window.form = Form::uio;
     const auto device = whole_number(left.substr(3));
     const auto index = right.starts_with("map") ? whole_number(right.substr(3)) : std::nullopt;
@@ -95,7 +119,8 @@ std::expected<WindowText, std::string> parse_window(std::string_view text) {
   if (!address || address->form != AddressExpression::Form::range) {
     return std::unexpected(
         address || text.empty()
-            ? "not a window: PA+LEN, PA-END, pci:DEVICE/barN, uioN/mapM, iomem:NAME, ram or any"
+            ? "not a window: PA+LEN, PA-END, pci:DEVICE/barN, uioN/mapM, udmabufN, daxN.M, "
+              "u-dma-buf:NAME, iomem:NAME, ram or any"
             : "not a window: " + address.error());
   }
   window.form = Form::literal;
@@ -118,6 +143,14 @@ Result<Window> look_up(const WindowText& window, WindowSources& sources, PageSiz
       break;
     case WindowText::Form::pci:
       found = sources.pci_bar(window.name, window.index);
+      break;
+    case WindowText::Form::published:
+      found = sources.published(window.name);
+      // A word in another case than the device's name.
+      if (const std::string name = lower(window.name);
+          !found && found.error().code == Errc::not_found && name != window.name) {
+        if (auto again = sources.published(name)) found = std::move(again);
+      }
       break;
     case WindowText::Form::uio:
       found = sources.uio_map(window.device, window.index);
@@ -157,8 +190,11 @@ std::expected<void, std::string> set_select(Rule& rule, std::string_view text) {
   return {};
 }
 
-std::expected<void, std::string> set_option(Check& check, std::string_view key,
-                                            std::string_view value) {
+std::expected<void, std::string> set_option(Check& check, std::string_view given_key,
+                                            std::string_view given_value) {
+  const std::string key = lower(given_key);
+  // No value is a name: a word in another case is the same word.
+  const std::string value = lower(given_value);
   if (key == "scatter" || key == "populated" || key == "sparse" || key == "optional") {
     if (!value.empty() && value != "true" && value != "false")
       return std::unexpected("takes no value");
@@ -190,7 +226,9 @@ std::expected<void, std::string> set_option(Check& check, std::string_view key,
     bool any = false;
     const std::string error = for_each_word(value, '|', [&](std::string_view word) -> std::string {
       const auto bits = cache_set(word);
-      if (!bits) return "not a cache attribute: uc, uc-, wc, wb, wt, wp or any";
+      if (!bits)
+        return "not a cache attribute: uc, uc-, wc, wb, wt, wp, any, or one of arm64's "
+               "(device-nGnRnE, device-nGnRE, normal-nc, normal, normal-tagged)";
       any = any || *bits == 0;
       set |= *bits;
       return {};
@@ -272,26 +310,26 @@ std::expected<Rule, std::string> parse_expectation(std::string_view text) {
   rule.window = std::move(*window);
   rest = comma == std::string_view::npos ? "" : rest.substr(comma + 1);
   if (comma != std::string_view::npos && rest.empty()) return std::unexpected("ends with a comma");
-  std::vector<std::string_view> given;
+  std::vector<std::string> given;
   while (!rest.empty()) {
     std::size_t end = std::min(rest.find(','), rest.size());
     // The flags of flags= are words of their own between commas.
-    while (rest.starts_with("flags=") && end < rest.size()) {
+    while (lower(rest.substr(0, 6)) == "flags=" && end < rest.size()) {
       const std::size_t next = std::min(rest.find(',', end + 1), rest.size());
       if (!is_vm_flag(rest.substr(end + 1, next - end - 1))) break;
       end = next;
     }
     const std::string_view word = rest.substr(0, end);
     const std::size_t assign = word.find('=');
-    const std::string_view key = word.substr(0, assign);
+    const std::string key = lower(word.substr(0, assign));
     const std::string_view value = assign == std::string_view::npos ? "" : word.substr(assign + 1);
     if (auto good = set_option(rule.check, key, value); !good)
       return std::unexpected(std::string(word) + ": " + good.error());
     // Of two values one would be ignored.
-    const std::string_view what = key == "sparse" ? "populated" : key;
+    const std::string what = key == "sparse" ? "populated" : key;
     if (std::ranges::count(given, what) != 0)
       return std::unexpected(what == "populated" ? std::string("sparse or populated, and once")
-                                                 : std::string(key) + ": is given twice");
+                                                 : key + ": is given twice");
     given.push_back(what);
     if (end + 1 == rest.size()) return std::unexpected("ends with a comma");
     rest.remove_prefix(std::min(end + 1, rest.size()));

@@ -15,10 +15,10 @@ namespace vmem::tools {
 
 /// A window as written, before it is looked up.
 struct WindowText {
-  enum class Form : std::uint8_t { literal, pci, uio, iomem, ram, any };
+  enum class Form : std::uint8_t { literal, pci, uio, published, iomem, ram, any };
   Form form = Form::any;
   PaRange range;  ///< literal
-  std::string name;  ///< pci: the device; iomem: the region
+  std::string name;  ///< pci and published: the device; iomem: the region
   unsigned device = 0;  ///< uio
   unsigned index = 0;  ///< pci: the BAR; uio: the map
   std::string text;
@@ -26,6 +26,7 @@ struct WindowText {
   friend bool operator==(const WindowText&, const WindowText&) = default;
 };
 
+/// Words may have any case; names of devices and regions are looked up as written first.
 /// The errors of all these are reasons in words, without the text itself.
 std::expected<WindowText, std::string> parse_window(std::string_view text);
 Result<Window> look_up(const WindowText& window, WindowSources& sources, PageSize page_size);
