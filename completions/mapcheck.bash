@@ -110,7 +110,7 @@ _mapcheck() {
     return
   fi
   if [[ ! $target && ! $comm ]]; then
-    _mapcheck_match "$cur" "$quote" < <(printf 'self\n'; _mapcheck_pids "${sysroot%/}")
+    _mapcheck_match "$cur" "$quote" < <(printf 'self\nexplain\n'; _mapcheck_pids "${sysroot%/}")
   fi
   return 0
 }

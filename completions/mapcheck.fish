@@ -61,6 +61,7 @@ end
 function __mapcheck_targets
     __mapcheck_parse
     printf 'self\tmapcheck itself\n'
+    printf 'explain\tmay /dev/mem map these addresses?\n'
     __mapcheck_processes
 end
 

@@ -17,6 +17,7 @@
 #include <string_view>
 #include <vector>
 
+#include "mapcheck_explain.hpp"
 #include "mapcheck_report.hpp"
 #include "mapcheck_run.hpp"
 #include "options.hpp"
@@ -32,7 +33,8 @@ std::expected<std::vector<std::string>, int> parse(MapcheckOptions& options, int
                                                    char** argv) {
   CLI::App app{
       "Checks that mappings of a process lie where they must in physical memory.\n"
-      "TARGET is a PID, 'self', or -n NAME; - for the processes that a policy names.",
+      "TARGET is a PID, 'self', or -n NAME; - for the processes that a policy names.\n"
+      "explain PA+LEN says whether mmap() of it through /dev/mem succeeds, and why not.",
       "mapcheck"};
   app.add_option("-e,--expect", options.expectations, "Check SELECT=WINDOW[,OPT...]; repeatable")
       ->type_name("EXPECTATION")
@@ -67,9 +69,13 @@ std::expected<std::vector<std::string>, int> parse(MapcheckOptions& options, int
   app.footer(
       "SELECT is an address, a path, a file's name or a glob ('/dev/uio*'), FILE+OFFSET, or "
       "[name].\n"
-      "WINDOW is PA+LEN, PA-END, pci:DEVICE/barN, uioN/mapM, iomem:NAME, ram, or any.\n"
-      "OPT is offset=BYTES, scatter, perms=rw-s, cache=uc|uc-|wc|wt|wp|wb|any, leaf=4K|2M|1G,\n"
-      "node=N, populated, sparse, flags=io,pf,..., optional.\n\n"
+      "WINDOW is PA+LEN, PA-END, pci:DEVICE/barN, uioN/mapM, udmabufN, daxN.M, u-dma-buf:NAME,\n"
+      "iomem:NAME, ram, or any.\n"
+      "OPT is offset=BYTES, scatter, perms=rw-s, cache=uc|uc-|wc|wt|wp|wb|any (or as arm64 has "
+      "it:\n"
+      "cache=normal-nc, ...), leaf=4K|2M|1G, node=N, populated, sparse, flags=io,pf,..., "
+      "optional.\n"
+      "Words may have any case.\n\n"
       "Columns: " +
       mapcheck_column_names() +
       "\n\n"
@@ -79,8 +85,9 @@ std::expected<std::vector<std::string>, int> parse(MapcheckOptions& options, int
       "  mapcheck -e '*/resource2_wc=pci:0000:03:00.0/bar2,cache=wc' -n driver\n"
       "  mapcheck --auto --all               every device mapping there is\n"
       "  mapcheck --policy driver.toml -     the processes that the policy names\n"
-      "  mapcheck --print-policy 1234        for a later --policy");
-  return parse_command_line(app, "mapcheck", "TARGET", argc, argv);
+      "  mapcheck --print-policy 1234        for a later --policy\n"
+      "  mapcheck explain 0xfe000000+64K     may /dev/mem map it?");
+  return parse_command_line(app, "mapcheck", "TARGET|explain PA+LEN...", argc, argv);
 }
 
 /// The text of a policy file; an error message otherwise.
@@ -104,29 +111,44 @@ std::expected<std::string, std::string> read_policy(const std::string& file) {
   }
 }
 
-std::optional<std::vector<Rule>> read_rules(const MapcheckOptions& options,
-                                            const Messages& messages) {
+/// The reports of a run that ended before anything was looked at: an old one that says that all is
+/// well must not stay in their place.
+int not_looked_at(const MapcheckOptions& options, std::string reason, const Messages& messages) {
+  Report report;
+  report.unchecked.push_back({0, {}, std::move(reason)});
+  Output out{interrupted};
+  if (options.tap) {
+    out.print("TAP version 13\nBail out! {}", printable(report.unchecked.front().reason));
+    out.end_line();
+  }
+  if (options.openmetrics) print_openmetrics(out, report);
+  if (options.junit == "-") out.append(junit(report));
+  const Status status = finish_output(out, Status::unanswered, messages);
+  if (!options.junit.empty() && options.junit != "-")
+    (void)write_report(options.junit, junit(report), messages);
+  return static_cast<int>(status);
+}
+
+/// The error has been said, and is the message.
+std::expected<std::vector<Rule>, std::string> read_rules(const MapcheckOptions& options,
+                                                         const Messages& messages) {
+  const auto wrong = [&](std::string what, std::string_view hint) {
+    messages.error(what, hint);
+    return std::unexpected(std::move(what));
+  };
   std::vector<Rule> rules;
   for (const std::string& text : options.expectations) {
     auto rule = parse_expectation(text);
-    if (!rule) {
-      messages.error(fmt::format("-e {}: {}", text, rule.error()),
-                     "SELECT=WINDOW[,OPT...]; see --help");
-      return {};
-    }
+    if (!rule)
+      return wrong(fmt::format("-e {}: {}", text, rule.error()),
+                   "SELECT=WINDOW[,OPT...]; see --help");
     rules.push_back(std::move(*rule));
   }
   if (options.policy.empty()) return rules;
   const auto text = read_policy(options.policy);
-  if (!text) {
-    messages.error(text.error());
-    return {};
-  }
+  if (!text) return wrong(text.error(), {});
   auto more = parse_policy(*text, options.policy);
-  if (!more) {
-    messages.error(more.error(), "see vmem-policy(5)");
-    return {};
-  }
+  if (!more) return wrong(more.error(), "see vmem-policy(5)");
   std::ranges::move(*more, std::back_inserter(rules));
   return rules;
 }
@@ -268,6 +290,14 @@ int run(int argc, char** argv) {
     messages.error(what, hint);
     return 2;
   };
+  if (!words->empty() && words->front() == "explain") {
+    if (!options.expectations.empty() || !options.policy.empty() || options.automatic ||
+        options.all || options.print_policy || !options.comm.empty() || options.watch ||
+        options.tap || options.openmetrics || !options.junit.empty() || !options.columns.empty())
+      return usage("explain has no other options than -J, --bytes, --noheadings and --sysroot",
+                   "see --help");
+    return explain_command(options, {words->begin() + 1, words->end()}, messages);
+  }
   const bool asked = !options.expectations.empty() || !options.policy.empty() || options.automatic;
   if (!asked && !options.print_policy)
     return usage("nothing is asked", "give -e, --policy, --auto or --print-policy; see --help");
@@ -291,7 +321,7 @@ int run(int argc, char** argv) {
     return usage(fmt::format("{}: no such column", columns.error()),
                  "columns: " + mapcheck_column_names());
   auto rules = read_rules(options, messages);
-  if (!rules) return 2;
+  if (!rules) return not_looked_at(options, rules.error(), messages);
   if (by_policy) {
     for (const Rule& rule : *rules) {
       if (rule.process.empty())
@@ -302,11 +332,16 @@ int run(int argc, char** argv) {
   catch_interrupts();
   if (!options.all && !by_policy) {
     auto process = open_target(options, words->empty() ? "" : words->front(), messages);
-    if (!process) return 2;
+    if (!process) {
+      return not_looked_at(options,
+                           fmt::format("process {} could not be opened",
+                                       words->empty() ? options.comm : words->front()),
+                           messages);
+    }
     if (options.print_policy) return print_policy(options, *process, messages);
     if (const auto source = open_source(options, *process); !source) {
       messages.error(source.error());
-      return 2;
+      return not_looked_at(options, to_string(source.error()), messages);
     }
     const SysRoot root = process->root();
     return run_checks({.root = root, .one = std::move(process)}, options, std::move(*rules),

@@ -71,6 +71,11 @@ std::pair<std::string, std::string> messages(const CheckedMapping& row) {
   return {first == row.result.findings.end() ? "" : finding_line(*first, false), all};
 }
 
+/// "process 42", or what could not be looked at as a whole.
+std::string name_of(const Unchecked& process) {
+  return process.pid != 0 ? fmt::format("process {}", process.pid) : "processes";
+}
+
 std::string label(std::string_view text) {
   std::string out;
   for (const char c : utf8(text)) {
@@ -119,8 +124,8 @@ std::string junit(const Report& report) {
     }
   }
   for (const Unchecked& process : report.unchecked) {
-    out += fmt::format("<testcase classname=\"mapcheck.{}\" name=\"process {}\"",
-                       xml(process.comm.empty() ? "none" : process.comm), process.pid);
+    out += fmt::format("<testcase classname=\"mapcheck.{}\" name=\"{}\"",
+                       xml(process.comm.empty() ? "none" : process.comm), name_of(process));
     failed("error", "unverified", {process.reason, process.reason});
   }
   for (const std::string& name : report.skipped) {
@@ -157,7 +162,7 @@ void print_tap(Output& out, const Report& report) {
     if (!pass) details(to_string(row.result.verdict), messages(row).second);
   }
   for (const Unchecked& process : report.unchecked) {
-    out.print("not ok {} - process {}\n", ++number, process.pid);
+    out.print("not ok {} - {}\n", ++number, name_of(process));
     details("unverified", process.reason);
   }
   for (const std::string& name : report.skipped) {
@@ -170,41 +175,43 @@ void print_openmetrics(Output& out, const Report& report) {
   const auto gauge = [&](std::string_view name, std::string_view help) {
     out.print("# TYPE vmem_mapcheck_{0} gauge\n# HELP vmem_mapcheck_{0} {1}\n", name, help);
   };
-  // A metric may name each set of labels once: checks of one name are told apart by address, and
-  // checks that are alike by number.
-  std::map<std::string, unsigned> seen;
-  std::vector<std::string> labels;
+  // Labels are what stays the same when a program is started again, or a monitoring system would
+  // gain a set of series each time: mappings that differ by process or address alone are summed.
+  struct Sums {
+    std::uint64_t verdicts[3] = {};
+    std::uint64_t checked = 0, good = 0, findings = 0;
+  };
+  std::map<std::string, std::size_t> places;
+  std::vector<std::pair<std::string, Sums>> series;
   for (const CheckedMapping& row : report.rows) {
-    std::string set = fmt::format(
-        R"(check="{}",comm="{}",pid="{}",vma="{}",window="{}")", label(row.check->name),
-        label(row.comm), row.pid != 0 ? std::to_string(row.pid) : "",
-        row.vma ? fmt::format("{:#x}", row.vma->range.start.value) : "", label(row.window));
-    if (const unsigned again = seen[set]++; again != 0) set += fmt::format(",again=\"{}\"", again);
-    labels.push_back(std::move(set));
+    std::string labels = fmt::format(R"(check="{}",comm="{}",window="{}")", label(row.check->name),
+                                     label(row.comm), label(row.window));
+    const auto [place, fresh] = places.try_emplace(labels, series.size());
+    if (fresh) series.emplace_back(std::move(labels), Sums{});
+    Sums& sums = series[place->second].second;
+    ++sums.verdicts[static_cast<std::size_t>(row.result.verdict)];
+    sums.checked += row.result.pages_checked;
+    sums.good += row.result.pages_ok;
+    sums.findings += row.result.findings.size() + row.result.more_findings;
   }
-  gauge("verdict", "Verdict of a check: 1 for the one it has.");
-  for (std::size_t i = 0; i < labels.size(); ++i) {
+  gauge("verdict", "Mappings of a check by verdict.");
+  for (const auto& [labels, sums] : series) {
     for (const Verdict verdict : {Verdict::pass, Verdict::fail, Verdict::unverified}) {
-      out.print("vmem_mapcheck_verdict{{{},verdict=\"{}\"}} {}\n", labels[i], to_string(verdict),
-                report.rows[i].result.verdict == verdict ? 1 : 0);
+      out.print("vmem_mapcheck_verdict{{{},verdict=\"{}\"}} {}\n", labels, to_string(verdict),
+                sums.verdicts[static_cast<std::size_t>(verdict)]);
     }
     out.relieve();
   }
-  const auto pages = [&](std::string_view name, std::string_view help, auto member) {
+  const auto sums_of = [&](std::string_view name, std::string_view help, auto member) {
     gauge(name, help);
-    for (std::size_t i = 0; i < labels.size(); ++i) {
-      out.print("vmem_mapcheck_{}{{{}}} {}\n", name, labels[i], report.rows[i].result.*member);
+    for (const auto& [labels, sums] : series) {
+      out.print("vmem_mapcheck_{}{{{}}} {}\n", name, labels, sums.*member);
       out.relieve();
     }
   };
-  pages("pages_checked", "Pages whose place was seen.", &CheckResult::pages_checked);
-  pages("pages_ok", "Pages that are where they must be.", &CheckResult::pages_ok);
-  gauge("findings", "Findings of a check.");
-  for (std::size_t i = 0; i < labels.size(); ++i) {
-    const CheckResult& result = report.rows[i].result;
-    out.print("vmem_mapcheck_findings{{{}}} {}\n", labels[i],
-              result.findings.size() + result.more_findings);
-  }
+  sums_of("pages_checked", "Pages whose place was seen.", &Sums::checked);
+  sums_of("pages_ok", "Pages that are where they must be.", &Sums::good);
+  sums_of("findings", "Findings of a check.", &Sums::findings);
   gauge("checks", "Checks by verdict; skipped: optional ones that selected nothing.");
   for (const auto& [verdict, count] :
        {std::pair{"pass", report.pass}, std::pair{"fail", report.fail},
@@ -212,8 +219,12 @@ void print_openmetrics(Output& out, const Report& report) {
         std::pair{"skipped", std::uint64_t{report.skipped.size()}}}) {
     out.print("vmem_mapcheck_checks{{verdict=\"{}\"}} {}\n", verdict, count);
   }
-  gauge("unchecked_processes", "Processes that could not be looked at.");
-  out.print("vmem_mapcheck_unchecked_processes {}\n# EOF", report.unchecked.size());
+  gauge("unchecked_processes",
+        "Processes that could not be looked at; hidden ones, whose number is not known, count as "
+        "one.");
+  out.print("vmem_mapcheck_unchecked_processes {}\n", report.unchecked.size());
+  gauge("status", "Exit status: 0 all checks pass, 1 one fails, 2 one could not be verified.");
+  out.print("vmem_mapcheck_status {}\n# EOF", static_cast<int>(report.status()));
   out.end_line();
 }
 

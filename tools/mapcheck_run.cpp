@@ -75,6 +75,9 @@ class Selection {
   std::unordered_map<std::string_view, std::vector<std::size_t>> exact_;
 };
 
+constexpr const char* hidden_hint =
+    "CAP_SYS_PTRACE, or the group of proc's mount option gid=, shows all processes";
+
 /// A rule, whose check has its window or a reason why not.
 struct Ready {
   Rule* rule;
@@ -120,6 +123,11 @@ class Look {
     if (!pids) {
       report_.unchecked.push_back({0, {}, to_string(pids.error())});
       return;
+    }
+    hidden_ = subjects_.root.hidden_processes();
+    if (hidden_) {
+      report_.unchecked.push_back(
+          {0, {}, fmt::format("there may be more processes: {}", *hidden_)});
     }
     for (const pid_t pid : *pids) {
       if (interrupted()) return;
@@ -171,7 +179,10 @@ class Look {
     };
     if (options_.automatic) {
       for (std::size_t i = 0; i < vmas->size(); ++i) {
-        if (classify(i).vma_class == VmaClass::device) choices.push_back({i, SIZE_MAX});
+        const Classification what = classify(i);
+        const bool device_dax =
+            what.kind == VmaKind::dax && (*vmas)[i].path.starts_with("/dev/dax");
+        if (what.vma_class == VmaClass::device || device_dax) choices.push_back({i, SIZE_MAX});
       }
     }
     std::ranges::sort(choices, {}, [](const Choice& c) { return std::pair(c.vma, c.rule); });
@@ -248,9 +259,14 @@ class Look {
     }
     CheckedMapping row{
         .check = &ready.rule->check, .window = ready.rule->window.text, .pid = pid, .comm = comm};
-    row.reason = pid != 0 || ready.rule->process.empty()
-                     ? "no mapping is selected by " + ready.rule->select
-                     : "no process is named " + ready.rule->process;
+    if (pid != 0 || ready.rule->process.empty())
+      row.reason = "no mapping is selected by " + ready.rule->select;
+    else if (hidden_)
+      row.reason = fmt::format("no process that is seen is named {}, or it is hidden: {}",
+                               ready.rule->process, *hidden_);
+    else
+      row.reason = "no process is named " + ready.rule->process;
+    if (hidden_ && pid == 0) row.hint = hidden_hint;
     order_.push_back(static_cast<std::size_t>(&ready - rules_.data()));
     report_.rows.push_back(std::move(row));
   }
@@ -267,14 +283,22 @@ class Look {
     nothing.name = vma.path;
     row.check = &report_.derived.emplace_back(std::move(nothing));
     row.window = "?";
+    // Where it is now proves nothing, so no rule is made of that.
     const auto now = describe(process, translator, inspector, sources_, vma, row.what);
     // "Not supported" is not the user's matter here: what cannot be derived is told by its name.
     const Error& error = derived.error();
-    row.reason =
-        fmt::format("{}; a rule for it: -e '{}={}'",
-                    error.code == Errc::not_supported ? error.what : to_string(error),
+    row.reason = error.code != Errc::not_supported ? to_string(error) : error.what;
+    if (error.code == Errc::not_supported && !error.path.empty() && error.path != vma.path)
+      row.reason += fmt::format(" ({})", error.path);
+    row.reason +=
+        fmt::format("; a rule for it, with the address PA that its driver tells: -e '{}=PA+{}'",
                     vma.path.empty() ? fmt::format("{:#x}", vma.range.start.value) : vma.path,
-                    now ? expectation(*now) : "PA+LEN,cache=uc");
+                    size_word(vma.range.bytes()));
+    if (now) {
+      row.reason += fmt::format("; now it is {}, which need not be right", expectation(*now));
+    } else if (const Error* const why = translator.why_blind(); why != nullptr) {
+      row.hint = why->hint != nullptr ? why->hint : "";
+    }
   }
 
   /// A process whose mappings changed during the look may now have others that rules select.
@@ -306,7 +330,24 @@ class Look {
     }
   }
 
+  /// What was looked at and was nothing is a check of its own, for every format to tell.
+  void nothing_checked() {
+    Check check;
+    check.name = options_.automatic ? "--auto" : options_.policy.empty() ? "-e" : "--policy";
+    CheckedMapping row{.check = &report_.derived.emplace_back(std::move(check)), .window = "?"};
+    if (subjects_.one) {
+      row.pid = subjects_.one->pid();
+      row.comm = subjects_.one->comm();
+    }
+    row.reason =
+        options_.automatic ? "no device mapping is there to be checked" : "nothing was checked";
+    order_.push_back(SIZE_MAX);
+    report_.rows.push_back(std::move(row));
+  }
+
   void finish() {
+    if (report_.rows.empty() && report_.unchecked.empty() && report_.skipped.empty())
+      nothing_checked();
     std::vector<ResultOf> results;
     for (CheckedMapping& row : report_.rows) {
       if (row.vma) results.push_back({&row.result, row.pid, row.vma->range});
@@ -337,12 +378,10 @@ class Look {
           break;
       }
     }
-    for (const Unchecked& process : report_.unchecked) {
-      if (report_.why.empty()) report_.why = process.reason;
+    if (report_.why.empty() && !report_.unchecked.empty()) {
+      report_.why = report_.unchecked.front().reason;
+      if (hidden_ && report_.hint.empty()) report_.hint = hidden_hint;
     }
-    if (report_.rows.empty() && report_.unchecked.empty() && report_.skipped.empty())
-      report_.why =
-          options_.automatic ? "no device mapping is there to be checked" : "nothing was checked";
   }
 
   void say_why(const CheckedMapping& row) {
@@ -365,6 +404,7 @@ class Look {
   std::vector<Ready> rules_;
   std::vector<std::size_t> order_;  ///< of report_.rows: the rule, SIZE_MAX for a derived check
   std::string blind_hint_;
+  std::optional<std::string_view> hidden_;  ///< why not every process is seen
   Report report_;
 };
 
@@ -372,8 +412,7 @@ class Look {
 
 Status Report::status() const {
   if (fail != 0) return Status::negative;
-  const bool nothing = rows.empty() && skipped.empty();
-  return unverified != 0 || !unchecked.empty() || nothing ? Status::unanswered : Status::good;
+  return unverified != 0 || !unchecked.empty() ? Status::unanswered : Status::good;
 }
 
 Report look(const Subjects& subjects, const MapcheckOptions& options, std::vector<Rule>& rules) {

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: MIT
+/// What could not be answered, in every form of output: each says what the exit status says.
+#include <fstream>
+#include <regex>
+#include <vector>
+
+#include "support/catch.hpp"
+#include "support/recorded.hpp"
+#include "support/system_model.hpp"
+#include "support/temp_dir.hpp"
+#include "support/tool.hpp"
+
+using namespace vmem;
+using namespace vmem::test;
+
+namespace {
+
+struct Unanswered {
+  const char* name;
+  SystemModel system;
+  std::string arguments;
+  std::string says;  ///< in every form that gives reasons
+};
+
+SystemModel machine() {
+  return one_process(
+      "5000000000-5000008000 rw-p 00000000 00:00 0                          [heap]\n",
+      {{.va = 0x5000000000, .pages = 8, .first = entry::present | 0x200, .step = 1}});
+}
+
+std::vector<Unanswered> kinds() {
+  std::vector<Unanswered> all;
+  all.push_back({"no device mapping", machine(), "--auto 1", "no device mapping is there"});
+  all.push_back(
+      {"no device mapping of anybody", machine(), "--auto --all", "no device mapping is there"});
+  all.push_back({"nothing selected", machine(), "-e nothing=any 1", "no mapping is selected"});
+  all.push_back(
+      {"nothing selected of anybody", machine(), "-e nothing=any --all", "no mapping is selected"});
+  SystemModel hidden = machine();
+  hidden.manifest = "vmem-tree 1\npage_size 4096\npfn_access full\nhidepid invisible\n";
+  all.push_back({"processes that are hidden", hidden, "-e [heap]=any,sparse --all", "hidepid"});
+  all.push_back(
+      {"optional, and processes that are hidden", hidden, "-e no=any,optional --all", "hidepid"});
+  all.push_back({"a process that may be hidden", hidden, "--policy other.toml -", "hidepid"});
+  all.push_back({"others of that name may be hidden", hidden, "--policy test.toml -", "hidepid"});
+  all.push_back({"a process that is not there", machine(), "--policy other.toml -",
+                 "no process is named other"});
+  SystemModel refused = machine();
+  refused.processes[0].maps = "no line of maps\n";
+  all.push_back({"a process that cannot be read", refused, "-e [heap]=any 1", "malformed"});
+  all.push_back({"one of all that cannot be read", refused, "-e [heap]=any --all", "malformed"});
+  all.push_back({"a process that cannot be opened", machine(), "-e [heap]=any 77", "77"});
+  all.push_back({"no such policy", machine(), "--policy none.toml 1", "none.toml"});
+  SystemModel device = one_process(
+      "7f0000000000-7f0000001000 rw-s 00000000 00:05 10                     /dev/own\n");
+  device.processes[0].files["mountinfo"] = "24 27 0:5 / /dev rw - devtmpfs devtmpfs rw\n";
+  all.push_back({"a window that is not known", device, "--auto 1", "only its driver knows"});
+  all.push_back({"pages that are not seen", device, "-e /dev/own=0x90000000+4K 1", "VM_PFNMAP"});
+  all.push_back({"a window that is not there", machine(), "-e [heap]=uio0/map0 1", "uio"});
+  return all;
+}
+
+/// Sum of the samples of that name whose labels hold `label`.
+double metric(const std::string& text, const std::string& name, const std::string& label) {
+  double sum = 0;
+  for (std::size_t at = 0; at < text.size();) {
+    const std::size_t end = text.find('\n', at);
+    const std::string line = text.substr(at, end - at);
+    at = end + 1;
+    if (!line.starts_with(name) || (line[name.size()] != '{' && line[name.size()] != ' ')) continue;
+    if (line.find(label) != std::string::npos) sum += std::stod(line.substr(line.rfind(' ')));
+  }
+  return sum;
+}
+
+}  // namespace
+
+TEST_CASE("mapcheck: what could not be answered is so in every form") {
+  for (const Unanswered& kind : kinds()) {
+    CAPTURE(kind.name);
+    const Recorded tree{kind.system};
+    for (const char* const name : {"other", "test"}) {
+      std::ofstream(tree.directory() / (std::string(name) + ".toml"))
+          << "[[check]]\nselect = \"[heap]\"\nwindow = \"any\"\nsparse = true\nprocess = \"" << name
+          << "\"\n";
+    }
+    const auto with = [&](const char* form) {
+      auto arguments = words(kind.arguments);
+      if (arguments[0] == "--policy") arguments[1] = (tree.directory() / arguments[1]).string();
+      arguments.insert(arguments.begin(), {"--sysroot", tree.directory().string()});
+      for (const std::string& word : words(form)) arguments.push_back(word);
+      const RunResult result = run_tool("mapcheck", arguments);
+      CAPTURE(form);
+      INFO(result.out << result.err);
+      CHECK(result.status == 2);
+      CHECK(error_form(result.err, "mapcheck") == "");
+      return result;
+    };
+    const bool nothing_looked_at =
+        kind.arguments.ends_with(" 77") || kind.arguments.find("none.toml") != std::string::npos;
+
+    const RunResult text = with("--noheadings");
+    CHECK((text.out + text.err).find(kind.says) != std::string::npos);
+    if (!nothing_looked_at) CHECK(text.out.find(kind.says) != std::string::npos);
+
+    const std::string junit = with("--junit -").out;
+    INFO(junit);
+    CHECK(std::regex_search(junit, std::regex("<testsuite [^>]* failures=\"0\" errors=\"[1-9]")));
+    CHECK(junit.find("<error type=\"unverified\"") != std::string::npos);
+    CHECK(junit.find(kind.says) != std::string::npos);
+    const auto file = (tree.directory() / "result.xml").string();
+    std::ofstream(file) << "<!-- all is well -->";
+    with(("--junit " + file).c_str());
+    CHECK(read_file(file) == junit);
+
+    const std::string tap = with("--tap").out;
+    INFO(tap);
+    CHECK((tap.find("\nnot ok ") != std::string::npos ||
+           tap.find("\nBail out! ") != std::string::npos));
+    CHECK(tap.find(kind.says) != std::string::npos);
+
+    const std::string metrics = with("--openmetrics").out;
+    INFO(metrics);
+    CHECK(metrics.ends_with("# EOF\n"));
+    // The alert of docs/ci.md.
+    CHECK((metric(metrics, "vmem_mapcheck_verdict", R"(verdict="unverified")") > 0 ||
+           metric(metrics, "vmem_mapcheck_unchecked_processes", "") > 0));
+    CHECK(metric(metrics, "vmem_mapcheck_status", "") == 2);
+
+    const std::string json = with("-J").out;
+    INFO(json);
+    if (nothing_looked_at) {
+      CHECK(json.empty());  // and so is taken for no answer
+    } else {
+      const auto document = nlohmann::json::parse(json);
+      CHECK((document["summary"]["unverified"] > 0 || !document["unchecked"].empty()));
+      CHECK(json.find(kind.says) != std::string::npos);
+    }
+  }
+}
+
+TEST_CASE("mapcheck: metrics have the same labels when a program is started again") {
+  const auto labels = [](int pid, const std::string& first, const std::string& second) {
+    SystemModel system =
+        one_process(first + " rw-s 00000000 00:05 10                     /dev/own\n" + second +
+                    " rw-s 00001000 00:05 10                     /dev/own\n");
+    system.processes[0].pid = pid;
+    system.processes[0].files["mountinfo"] = "24 27 0:5 / /dev rw - devtmpfs devtmpfs rw\n";
+    const Recorded tree{system};
+    const std::string text =
+        run_tool("mapcheck", {"--sysroot", tree.directory().string(), "-e",
+                              "/dev/own=0x90000000+8K", "--openmetrics", std::to_string(pid)})
+            .out;
+    CHECK(metric(text, "vmem_mapcheck_verdict", R"(verdict="unverified")") == 2);
+    return text;
+  };
+  CHECK(labels(41, "7f0000000000-7f0000001000", "7f0000002000-7f0000003000") ==
+        labels(42, "7e0000000000-7e0000001000", "7e0000002000-7e0000003000"));
+}
