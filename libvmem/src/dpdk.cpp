@@ -19,6 +19,10 @@ namespace {
 
 constexpr std::uint32_t config_magic = 19820526;  // RTE_MAGIC
 constexpr std::uint64_t bad_iova = ~std::uint64_t{0};
+/// The files may be anybody's, and each element in use costs some hundred bytes here and in an
+/// audit. DPDK's own lists have 32768 elements each; memory without huge pages one for each page.
+constexpr std::uint64_t most_in_use = 1 << 20;
+constexpr std::uint32_t longest_array = 1 << 24;
 
 /// Offsets in bytes.
 struct Layout {
@@ -141,17 +145,20 @@ Result<std::uint32_t> read_version(const Named& config) {
   return load<std::uint32_t>(head.data() + 4);
 }
 
-/// Calls `sink(index, element)` for every element in use. `array` is struct rte_fbarray.
+/// Calls `sink(index, element)` for every element in use, which `in_use` counts. `array` is struct
+/// rte_fbarray.
 template <class Sink>
 Result<void> read_array(const SysRoot& tree, const std::string& directory, const Layout& layout,
                         const char* array, std::uint32_t element_bytes, const Named& config,
-                        Sink sink) {
+                        std::uint64_t& in_use, Sink sink) {
   const std::string name(array, strnlen(array, 64));
   if (name.empty() || name.size() == 64 || name.find('/') != std::string::npos)
     return config.malformed("reading DPDK's config (name of an array)");
   const auto length = load<std::uint32_t>(array + layout.array_length);
   if (load<std::uint32_t>(array + layout.array_element) != element_bytes)
     return config.malformed("reading DPDK's config (size of an array's elements)");
+  if (length > longest_array)
+    return config.malformed("reading DPDK's config (an array has more than 16777216 elements)");
   auto file = open_named(tree, directory, "fbarray_" + name);
   if (!file) return std::unexpected(std::move(file.error()));
 
@@ -178,6 +185,10 @@ Result<void> read_array(const SysRoot& tree, const std::string& directory, const
       if (here < 64 && used[word] >> here != 0)
         return file->malformed("reading DPDK's array (used beyond its length)",
                                mask_at + 8 + (first + word) * 8);
+      in_use += static_cast<std::uint64_t>(std::popcount(used[word]));
+      if (in_use > most_in_use)
+        return file->malformed("reading DPDK's array (more than 1048576 elements are in use)",
+                               mask_at + 8 + (first + word) * 8);
       elements.resize(here * element_bytes);
       if (auto read = file->read(elements.data(), elements.size(), base * element_bytes); !read)
         return read;
@@ -199,7 +210,8 @@ bool fits(std::uint64_t start, std::uint64_t bytes) {
 }
 
 Result<void> read_list(const SysRoot& tree, const std::string& directory, const Layout& layout,
-                       const char* from, const Named& config, DpdkMemory& memory) {
+                       const char* from, const Named& config, std::uint64_t& in_use,
+                       DpdkMemory& memory) {
   DpdkList list;
   const auto base = load<std::uint64_t>(from + layout.base);
   if (base == 0) return {};  // a slot that is not in use
@@ -221,7 +233,7 @@ Result<void> read_list(const SysRoot& tree, const std::string& directory, const 
   const auto index = static_cast<std::uint32_t>(memory.lists.size());
   memory.lists.push_back(list);
   return read_array(
-      tree, directory, layout, array, layout.memseg_bytes, config,
+      tree, directory, layout, array, layout.memseg_bytes, config, in_use,
       [&](std::uint32_t at, const char* seg, const Named& file) -> Result<void> {
         const auto address = load<std::uint64_t>(seg + layout.seg_address);
         const auto length = load<std::uint64_t>(seg + layout.seg_length);
@@ -279,15 +291,16 @@ Result<DpdkMemory> read_dpdk(const SysRoot& tree, const std::string& directory) 
   memory.legacy = load<std::uint32_t>(bytes.data() + layout->legacy) != 0;
   memory.single_file_segments = load<std::uint32_t>(bytes.data() + layout->single_file) != 0;
   memory.dma_mask_bits = load<std::uint8_t>(bytes.data() + layout->dma_mask_bits);
+  std::uint64_t in_use = 0;  // of all lists together
   for (std::size_t i = 0; i < layout->memseg_lists; ++i) {
-    auto read =
-        read_list(tree, directory, *layout,
-                  bytes.data() + layout->memsegs + i * layout->memseg_list_bytes, *config, memory);
+    auto read = read_list(tree, directory, *layout,
+                          bytes.data() + layout->memsegs + i * layout->memseg_list_bytes, *config,
+                          in_use, memory);
     if (!read) return std::unexpected(std::move(read.error()));
   }
   auto zones = read_array(
       tree, directory, *layout, bytes.data() + layout->memzones, layout->memzone_bytes, *config,
-      [&](std::uint32_t at, const char* from, const Named& file) -> Result<void> {
+      in_use, [&](std::uint32_t at, const char* from, const Named& file) -> Result<void> {
         DpdkMemzone zone{.name = std::string(from, strnlen(from, 32)),
                          .iova = load<std::uint64_t>(from + layout->zone_iova),
                          .page_size = load<std::uint64_t>(from + layout->zone_page),

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The files of a DPDK primary: right ones, and every way in which they can be wrong.
+#include <algorithm>
+
 #include "support/catch.hpp"
 #include "support/dpdk_files.hpp"
 #include "support/temp_dir.hpp"
@@ -201,6 +203,28 @@ TEST_CASE("dpdk: a bit in use beyond the length is refused") {
   CHECK(read(all));
   all[array][10 * 48 + 8 + 1] = 4;  // bit 10
   CHECK(refused(all).code == Errc::malformed);
+}
+
+TEST_CASE("dpdk: files that would take all memory are refused in a line") {
+  // A mark costs a bit of the file, and an element in use some hundred bytes here.
+  DpdkFiles files = dpdk_files(0, 0, 0);
+  DpdkFiles::List& list = files.lists[0];
+  list.page_size = 4096;
+  list.bytes = ((1ULL << 20) + 64) * 4096;
+  Files all = files.files();
+  std::string& marked = all[array];
+  const std::size_t mask = std::size_t{list.length()} * 48 + 8;
+  std::fill(marked.begin() + static_cast<std::ptrdiff_t>(mask), marked.end(), '\xff');
+  const Error many = refused(all);
+  CHECK(many.code == Errc::malformed);
+  CHECK(to_string(many).find("more than 1048576 elements") != std::string::npos);
+  // As many as that are read: all of these are marks without an address.
+  std::fill(marked.end() - 8, marked.end(), '\0');
+  CHECK(read(all));
+  // An array may claim any length, and be a file without blocks.
+  Files sparse = dpdk_files(1, 0, 0x200000).files();
+  set32(sparse["config"], 136 + 40 + 68, (1 << 24) + 1);
+  CHECK(to_string(refused(sparse)).find("more than 16777216 elements") != std::string::npos);
 }
 
 TEST_CASE("dpdk: links and FIFOs in a copy are refused") {
