@@ -2,7 +2,9 @@
 /// regaudit: whether memory that a device was told of is still what it was told.
 #include "regaudit.hpp"
 
+#include <algorithm>
 #include <cstdio>
+#include <iterator>
 #include <new>
 
 #include "options.hpp"
@@ -49,10 +51,33 @@ std::expected<std::vector<std::string>, int> parse(RegauditOptions& options, int
   return parse_command_line(app, "regaudit", "dpdk | rdma | ranges | plan | trace ...", argc, argv);
 }
 
+/// `regaudit -J trace -- CMD`: trace after options of the others'. What follows it is no option of
+/// ours, so this is asked before they are parsed.
+bool trace_after_options(int argc, char** argv) {
+  constexpr std::string_view with_value[] = {
+      "--prefix", "--dir",     "--pid",   "--access",  "--log", "--junit", "-n",
+      "--name",   "--sysroot", "--color", "--backend", "-o",    "--output"};
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view word = argv[i];
+    if (word == "trace") return true;
+    if (!word.starts_with('-') || word == "--" || word == "-h" || word == "--help" ||
+        word == "-V" || word == "--version") {
+      return false;
+    }
+    if (std::ranges::find(with_value, word) != std::end(with_value)) ++i;
+  }
+  return false;
+}
+
 int run(int argc, char** argv) {
   const Messages messages{"regaudit"};
   // What follows `trace` is another program's command line.
   if (argc > 1 && std::string_view(argv[1]) == "trace") return run_trace(argc, argv, messages);
+  if (trace_after_options(argc, argv)) {
+    messages.error(fmt::format("{}: trace comes first, and has no option but --log", argv[1]),
+                   "regaudit trace [--log FILE] -- CMD...; audit CMD by regaudit rdma PID");
+    return 2;
+  }
   catch_interrupts();
   RegauditOptions options;
   auto words = parse(options, argc, argv);

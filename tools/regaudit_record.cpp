@@ -5,6 +5,7 @@
 #include <link.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -25,6 +26,7 @@ namespace vmem::tools {
 namespace {
 
 constexpr char recorder[] = "libregtrace.so";
+constexpr char usage[] = "regaudit trace [--log FILE] -- CMD...";
 
 /// The recorder: beside this program (as built), or where it is installed.
 std::optional<std::string> find_recorder() {
@@ -63,6 +65,10 @@ std::optional<std::string> make_log(const std::string& file, const Messages& mes
     if (fd < 0) return failed("making the log");
     std::error_code error;
     path = std::filesystem::absolute(file, error).string();
+    if (error) {  // the recorder could not open a name that is relative to another folder
+      errno = error.value();
+      return failed("making the log");
+    }
   }
   regtrace_header header{};
   std::memcpy(header.magic, REGTRACE_MAGIC, sizeof header.magic);
@@ -107,6 +113,8 @@ const char* not_preloaded(const std::string& file) {
   const bool other_user = (info.st_mode & S_ISUID) != 0 && info.st_uid != getuid();
   if (other_user || ((info.st_mode & S_ISGID) != 0 && info.st_gid != getgid()))
     return "it is set-user-ID or set-group-ID, and the loader ignores LD_PRELOAD";
+  if (getuid() != 0 && fgetxattr(fd.get(), "security.capability", nullptr, 0) > 0)
+    return "it has file capabilities, and the loader ignores LD_PRELOAD";
   for (unsigned i = 0; i < header.e_phnum; ++i) {
     ElfW(Phdr) program{};
     const auto at = static_cast<off_t>(header.e_phoff + std::uint64_t{i} * header.e_phentsize);
@@ -115,6 +123,20 @@ const char* not_preloaded(const std::string& file) {
     if (program.p_type == PT_INTERP) return nullptr;
   }
   return "it is statically linked";
+}
+
+int help(const Messages& messages) {
+  catch_interrupts();  // nothing is run: a closed pipe may be ignored
+  Output out{interrupted};
+  out.print(
+      "Usage: {}\n"
+      "Runs CMD with a recorder of ibv_reg_mr() and its relatives preloaded, and ends as CMD "
+      "does.\n\n"
+      "  --log FILE  keep the log in FILE; else it is in memory that CMD holds open\n"
+      "  -h,--help   Print this help and exit\n\n"
+      "While CMD runs, regaudit rdma PID audits what it registered.\n",
+      usage);
+  return static_cast<int>(finish_output(out, Status::good, messages));
 }
 
 }  // namespace
@@ -128,29 +150,36 @@ int run_trace(int argc, char** argv, const Messages& messages) {
       ++i;
       break;
     }
-    if (word.starts_with("--log=")) {
-      log = word.substr(6);
-    } else if (word == "--log" && i + 1 < argc) {
-      log = argv[++i];
+    if (word == "--log" || word.starts_with("--log=")) {
+      const bool joined = word != "--log";
+      const char* const value = joined ? argv[i] + 6 : i + 1 < argc ? argv[++i] : "";
+      if (*value == '\0' || (!joined && std::string_view(value) == "--")) {
+        messages.error("--log: FILE is missing", usage);
+        return 2;
+      }
+      log = value;
     } else if (word == "-h" || word == "--help") {
-      std::fputs("Usage: regaudit trace [--log FILE] -- CMD...\n", stdout);
-      return 0;
+      return help(messages);
     } else if (word.starts_with('-')) {
-      messages.error(fmt::format("{}: no such option of trace", word),
-                     "regaudit trace [--log FILE] -- CMD...");
+      messages.error(fmt::format("{}: no such option of trace", word), usage);
       return 2;
     } else {
       break;
     }
   }
   if (i >= argc) {
-    messages.error("CMD is missing", "regaudit trace [--log FILE] -- CMD...");
+    messages.error("CMD is missing", usage);
     return 2;
   }
   const auto library = find_recorder();
   if (!library) {
     messages.error(
         fmt::format("{}: not found beside regaudit, nor where it is installed", recorder));
+    return 2;
+  }
+  if (library->find_first_of(": ") != std::string::npos) {
+    messages.error(fmt::format("{}: the loader splits LD_PRELOAD at colons and blanks", *library),
+                   "install regaudit in a folder whose name has neither");
     return 2;
   }
   const auto path = make_log(log, messages);
@@ -162,8 +191,11 @@ int run_trace(int argc, char** argv, const Messages& messages) {
     messages.error(fmt::format("{}: {}: nothing that it registers will be recorded", argv[i], why),
                    "programs that it starts are recorded");
   }
-  setenv(REGTRACE_ENVIRONMENT, path->c_str(), 1);
-  setenv("LD_PRELOAD", preload.c_str(), 1);
+  if (setenv(REGTRACE_ENVIRONMENT, path->c_str(), 1) != 0 ||
+      setenv("LD_PRELOAD", preload.c_str(), 1) != 0) {
+    messages.error(fmt::format("setting the environment: {}", std::strerror(errno)));
+    return 2;
+  }
   execvp(argv[i], argv + i);
   messages.error(fmt::format("running {}: {}", argv[i], std::strerror(errno)));
   return 2;

@@ -29,12 +29,14 @@ struct Trace {
   bool seen = false;                   ///< the log knows the process
 };
 
-/// What the log in `fd` says of process `pid`, by its number in its own PID namespace. Errors:
-/// malformed, with `name` as the path.
-Result<Trace> read_trace(const Fd& fd, const std::string& name, pid_t pid);
+/// What the log in `fd` says of process `pid`, by its number in its own PID namespace. What the log
+/// notes of a program that began before `since` (CLOCK_MONOTONIC, nanoseconds) is of an earlier
+/// process with that PID. Errors: malformed, with `name` as the path.
+Result<Trace> read_trace(const Fd& fd, const std::string& name, pid_t pid, std::uint64_t since = 0);
 
 /// The trace of a live process that was started under `regaudit trace`, from the file `log` or,
-/// if that is empty, by the process's own environment and mappings. Empty: it was not.
+/// if that is empty, by the process's own environment and mappings. Empty: it was not. Errors:
+/// whether it was cannot be told, or its log cannot be read or is another user's.
 Result<std::optional<Trace>> find_trace(const Process& process, const std::string& log);
 
 }  // namespace vmem::tools

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 // The recorder of `regaudit trace`, before a libibverbs that stands in for the real one. What must
 // be found is what the program itself says of its registrations.
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <sstream>
 
@@ -181,6 +183,108 @@ TEST_CASE("trace: a program that was not traced is said to be so") {
   CHECK(result.status == 2);
   CHECK(error_form(result.err, "regaudit") == "");
   CHECK(result.err.find("not started under regaudit trace") != std::string::npos);
+}
+
+TEST_CASE("trace: a log that another user wrote is no evidence, nor one of an earlier process") {
+  if (netlink_answers()) return skip_or_fail("", "the kernel has RDMA");
+  if (geteuid() != 0) return skip_or_fail("pfn", "needs root to give a file away");
+  const TempDir directory;
+  const std::string log = (directory / "log").string();
+  const Traced program("each-way", {"--log", log});
+  const std::string pid = std::to_string(program.pid());
+  const auto refused = [&](const std::string& why) {
+    const RunResult result = run_tool("regaudit", {"rdma", "--log", log, pid});
+    CAPTURE(result.out, result.err);
+    CHECK(result.status == 2);
+    CHECK(result.out == "");
+    CHECK(error_form(result.err, "regaudit") == "");
+    CHECK(result.err.find(why) != std::string::npos);
+  };
+  REQUIRE(chown(log.c_str(), 65534, 65534) == 0);
+  refused("another user");
+  REQUIRE(chown(log.c_str(), 0, 0) == 0);
+  CHECK(found(tool_json("regaudit", {"rdma", "-J", "--log", log, pid})) == told(program.said()));
+  // As if another process had had the PID: each record's time is before this one began. The log
+  // is mapped shared, so it is changed in a copy. (regtrace.h: time_ns at 48 of 64 bytes.)
+  std::string copy = read_file(log).substr(0, 64 + 64 * 64);
+  for (std::size_t at = 64; at + 64 <= copy.size(); at += 64)
+    std::fill_n(copy.begin() + static_cast<std::ptrdiff_t>(at + 48), 8, '\0');
+  std::filesystem::remove(log);
+  write_file(log, copy);
+  refused("not started under regaudit trace");
+}
+
+TEST_CASE("trace: what a process names as its log is not opened unless it is a file") {
+  if (netlink_answers()) return skip_or_fail("", "the kernel has RDMA");
+  // A FIFO that somebody writes to: whoever opens it for reading lets the writer go on.
+  const TempDir directory;
+  const std::string fifo = (directory / "fifo").string();
+  REQUIRE(mkfifo(fifo.c_str(), 0600) == 0);
+  const Child child = fork_child([](const std::function<void()>& ready) {
+    ready();
+    wait_for_ever();
+  });
+  const RunResult result =
+      run_tool("regaudit", {"rdma", "--log", fifo, std::to_string(child.pid())});
+  CHECK(result.status == 2);
+  CHECK(result.err.find("not a regular file") != std::string::npos);
+}
+
+TEST_CASE("trace: a program that nothing is preloaded into is not told from its starter's log") {
+  if (netlink_answers()) return skip_or_fail("", "the kernel has RDMA");
+  // The variable is there, the recorder is not: what the shell noted before is of no use.
+  Program program(
+      {regaudit(), "trace", "--", "sh", "-c", "echo ready; exec env -u LD_PRELOAD sleep 60"});
+  REQUIRE(program.wait_for("ready\n"));
+  const std::string pid = std::to_string(program.pid());
+  const auto deadline = Clock::now() + std::chrono::seconds(20);
+  while (first_line("/proc/" + pid + "/comm") != "sleep" && Clock::now() < deadline)
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  const RunResult result = run_tool("regaudit", {"rdma", pid});
+  CAPTURE(result.out, result.err);
+  CHECK(result.status == 2);
+  CHECK(result.out == "");
+  CHECK(result.err.find("not started under regaudit trace") != std::string::npos);
+}
+
+TEST_CASE("trace: its help is output like any other, and its hints fit what was typed") {
+  RunOptions full;
+  full.stdout_path = "/dev/full";
+  for (const auto& line :
+       {std::vector<std::string>{"trace", "--help"}, std::vector<std::string>{"trace", "-h"},
+        std::vector<std::string>{"--help"}, std::vector<std::string>{"--version"}}) {
+    const RunResult result = run_tool("regaudit", line, full);
+    CAPTURE(line.front());
+    CHECK(result.status == 2);
+    CHECK(result.err.find("No space left on device") != std::string::npos);
+    CHECK(run_tool("regaudit", line).status == 0);
+  }
+  CHECK(run_tool("regaudit", {"trace", "--help"}).out.find("--log FILE") != std::string::npos);
+  const auto refused = [](const std::vector<std::string>& line, const std::string& why) {
+    const RunResult result = run_tool("regaudit", line);
+    CAPTURE(result.err);
+    CHECK(result.status == 2);
+    CHECK(result.out == "");
+    CHECK(error_form(result.err, "regaudit") == "");
+    CHECK(result.err.find(why) != std::string::npos);
+    CHECK(result.err.find("nothing that can be audited") == std::string::npos);
+  };
+  refused({"-J", "trace", "--", "true"}, "trace comes first");
+  refused({"--json", "trace", "ls", "-l"}, "trace comes first");
+  refused({"--log", "x", "trace", "--", "true"}, "trace comes first");
+  refused({"-n", "trace", "trace", "true"}, "trace comes first");
+  refused({"trace", "-J", "--", "true"}, "-J: no such option of trace");
+  refused({"trace", "--log"}, "--log: FILE is missing");
+  refused({"trace", "--log=", "--", "true"}, "--log: FILE is missing");
+  refused({"trace", "--log", "--", "true"}, "--log: FILE is missing");
+}
+
+TEST_CASE("trace: the program keeps the capabilities of who started it") {
+  const std::string own = run({"grep", "^Cap", "/proc/self/status"}).out;
+  const RunResult traced =
+      run_tool("regaudit", {"trace", "--", "grep", "^Cap", "/proc/self/status"});
+  CHECK(traced.status == 0);
+  CHECK(traced.out == own);
 }
 
 TEST_CASE("trace: the program's status and output are its own; what cannot run is an error") {
