@@ -24,11 +24,13 @@
 namespace vmem::tools {
 namespace {
 
+constexpr char no_rdma[] = "this kernel has no RDMA (ib_core is not loaded)";
+
 /// A memory region as the kernel lists it. What it did not tell is empty.
 struct Region {
   std::string device;
-  std::optional<pid_t> pid;  ///< empty: the kernel's own
-  std::string kernel_name;
+  std::optional<pid_t> pid;  ///< empty: the kernel's own, or not told
+  std::string kernel_name;   ///< of the kernel's own
   std::uint64_t length = 0;
   std::optional<std::uint32_t> number, pd, lkey, rkey;
   std::optional<std::uint64_t> iova;
@@ -36,7 +38,11 @@ struct Region {
 
 struct Inventory {
   std::vector<Region> regions;
-  bool copy_on_fork = false;  ///< the kernel copies pinned pages for the child (5.12)
+  std::size_t devices = 0;
+  std::optional<bool> copy_on_fork;  ///< the kernel copies pinned pages for the child (5.12)
+  /// Only devices of this reader's network namespace are listed; empty: kernels before 5.3, whose
+  /// devices have none.
+  std::optional<bool> own_namespace_only;
 };
 
 struct SocketFree {
@@ -90,7 +96,7 @@ class Netlink {
     if (error < 0) {
       return std::unexpected(error == -NLE_PROTO_MISMATCH || error == -NLE_OPNOTSUPP ||
                                      error == -NLE_AF_NOSUPPORT
-                                 ? "this kernel has no RDMA (ib_core is not loaded)"
+                                 ? no_rdma
                                  : nl_geterror(error));
     }
     nl_socket_enable_msg_peek(netlink.socket_.get());  // messages of any size
@@ -133,6 +139,8 @@ std::expected<Inventory, std::string> read_inventory() {
       devices.emplace_back(*index, a.text(RDMA_NLDEV_ATTR_DEV_NAME));
   });
   if (!listed) return std::unexpected(listed.error());
+  inventory.devices = devices.size();
+  bool lengths = true;
   for (const auto& [index, name] : devices) {
     auto read = netlink->ask(RDMA_NLDEV_CMD_RES_MR_GET, true, index, [&](const Attributes& a) {
       nlattr* const all = a.get(RDMA_NLDEV_ATTR_RES_MR);
@@ -144,7 +152,10 @@ std::expected<Inventory, std::string> read_inventory() {
         Region region{.device = name,
                       .pid = {},
                       .kernel_name = m.text(RDMA_NLDEV_ATTR_RES_KERN_NAME),
-                      .length = m.number<std::uint64_t>(RDMA_NLDEV_ATTR_RES_MRLEN).value_or(0)};
+                      .length = 0};
+        const auto length = m.number<std::uint64_t>(RDMA_NLDEV_ATTR_RES_MRLEN);
+        lengths = lengths && length;
+        region.length = length.value_or(0);
         if (const auto pid = m.number<std::uint32_t>(RDMA_NLDEV_ATTR_RES_PID))
           region.pid = static_cast<pid_t>(*pid);
         region.number = m.number<std::uint32_t>(RDMA_NLDEV_ATTR_RES_MRN);
@@ -157,18 +168,25 @@ std::expected<Inventory, std::string> read_inventory() {
     });
     if (!read) return std::unexpected(read.error());
   }
-  // Older kernels do not know the question, and do not copy.
+  if (!lengths) return std::unexpected("the kernel lists a region without its length");
+  // Kernels before 5.3 do not know the question; those before 5.12 do not copy.
   std::ignore = netlink->ask(RDMA_NLDEV_CMD_SYS_GET, false, {}, [&](const Attributes& a) {
     inventory.copy_on_fork = a.number<std::uint8_t>(RDMA_NLDEV_SYS_ATTR_COPY_ON_FORK) == 1;
+    if (const auto mode = a.number<std::uint8_t>(RDMA_NLDEV_SYS_ATTR_NETNS_MODE))
+      inventory.own_namespace_only = *mode == 0;
   });
   return inventory;
 }
 
 /// NUMA node of an RDMA device; empty for one without (soft RoCE).
-std::optional<unsigned> node_of_device(const SysRoot& root, const std::string& device) {
+std::optional<unsigned> node_of_device(const SysRoot& root, const std::string& device,
+                                       bool& unreadable) {
   const auto text =
       root.read_file(("sys/class/infiniband/" + device + "/device/numa_node").c_str());
-  if (!text) return std::nullopt;
+  if (!text) {
+    unreadable = unreadable || text.error().code != Errc::not_found;
+    return std::nullopt;
+  }
   unsigned node = 0;
   const auto [end, error] = std::from_chars(text->data(), text->data() + text->size(), node);
   return error == std::errc{} ? std::optional(node) : std::nullopt;
@@ -182,37 +200,61 @@ constexpr std::uint32_t access_on_demand = 1 << 6;
 struct Joined {
   const Region* region = nullptr;  ///< null: the kernel could not be asked
   const TracedRegion* traced = nullptr;
+  bool ambiguous = false;  ///< several records could be this one's
+  bool by_order = false;  ///< one of several alike, of one device: which number is whose is open
 };
 
-/// Each region of the kernel's with the record of its own: by its key, else the one left with its
-/// length. Of several alike each gets one, in the order in which they were made.
+/// Gives the regions of one key or length the records of the same. Alike and as many on either
+/// side, of one device: in the order in which they were made. Else none can be told from the
+/// others.
+void pair_up(const std::vector<Joined*>& regions, const std::vector<std::size_t>& records,
+             const std::vector<TracedRegion>& traced, std::vector<bool>& taken) {
+  if (regions.empty() || records.empty()) return;
+  const bool one_device = std::ranges::all_of(regions, [&](const Joined* j) {
+    return j->region->device == regions.front()->region->device;
+  });
+  if (regions.size() != records.size() || !one_device) {
+    for (Joined* const j : regions) j->ambiguous = true;
+    for (const std::size_t i : records) taken[i] = true;
+    return;
+  }
+  for (std::size_t i = 0; i < regions.size(); ++i) {
+    regions[i]->traced = &traced[records[i]];
+    regions[i]->by_order = regions.size() > 1;
+    taken[records[i]] = true;
+  }
+}
+
+/// Each region of the kernel's with the record of its own: by its key, else, where the kernel hides
+/// keys, by its length.
 std::vector<Joined> join(const std::vector<const Region*>& regions,
                          const std::vector<TracedRegion>& traced) {
-  std::map<std::pair<std::uint32_t, std::uint64_t>, std::deque<std::size_t>> by_key;
-  for (std::size_t i = 0; i < traced.size(); ++i)
-    by_key[{traced[i].lkey, traced[i].length}].push_back(i);
-  std::vector<bool> taken(traced.size());
   std::vector<Joined> all;
   all.reserve(regions.size());
+  std::map<std::pair<std::uint32_t, std::uint64_t>, std::vector<Joined*>> by_key;
+  std::map<std::uint64_t, std::vector<Joined*>> by_length;
   for (const Region* region : regions) {
-    all.push_back({region, nullptr});
-    if (!region->lkey) continue;
-    const auto found = by_key.find({*region->lkey, region->length});
-    if (found == by_key.end() || found->second.empty()) continue;
-    all.back().traced = &traced[found->second.front()];
-    taken[found->second.front()] = true;
-    found->second.pop_front();
+    all.push_back({.region = region});
+    if (region->lkey)
+      by_key[{*region->lkey, region->length}].push_back(&all.back());
+    else
+      by_length[region->length].push_back(&all.back());
   }
-  std::map<std::uint64_t, std::deque<std::size_t>> by_length;
+  std::map<std::pair<std::uint32_t, std::uint64_t>, std::vector<std::size_t>> keys;
+  for (std::size_t i = 0; i < traced.size(); ++i)
+    keys[{traced[i].lkey, traced[i].length}].push_back(i);
+  std::vector<bool> taken(traced.size());
+  for (const auto& [key, alike] : by_key) {
+    if (const auto records = keys.find(key); records != keys.end())
+      pair_up(alike, records->second, traced, taken);
+  }
+  std::map<std::uint64_t, std::vector<std::size_t>> lengths;
   for (std::size_t i = 0; i < traced.size(); ++i) {
-    if (!taken[i]) by_length[traced[i].length].push_back(i);
+    if (!taken[i]) lengths[traced[i].length].push_back(i);
   }
-  for (Joined& j : all) {
-    if (j.region->lkey) continue;
-    const auto found = by_length.find(j.region->length);
-    if (found == by_length.end() || found->second.empty()) continue;
-    j.traced = &traced[found->second.front()];
-    found->second.pop_front();
+  for (const auto& [length, alike] : by_length) {
+    if (const auto records = lengths.find(length); records != lengths.end())
+      pair_up(alike, records->second, traced, taken);
   }
   return all;
 }
@@ -221,7 +263,8 @@ std::string optional_number(const std::optional<std::uint32_t>& value) {
   return value ? std::to_string(*value) : "null";
 }
 
-Registration registration_of(const Joined& j, const SysRoot& root, bool copy_on_fork) {
+Registration registration_of(const Joined& j, const SysRoot& root, bool copy_on_fork,
+                             bool& unreadable_node) {
   const TracedRegion& t = *j.traced;
   Registration r{.range = {{t.address}, {t.address + t.length}}, .iova = t.iova};
   r.iova_known = true;
@@ -231,7 +274,7 @@ Registration registration_of(const Joined& j, const SysRoot& root, bool copy_on_
   r.key = fmt::format("lkey {:#x}", t.lkey);
   if (j.region != nullptr) {
     r.device = j.region->device;
-    r.node = node_of_device(root, r.device);
+    r.node = node_of_device(root, r.device, unreadable_node);
   }
   return r;
 }
@@ -239,8 +282,9 @@ Registration registration_of(const Joined& j, const SysRoot& root, bool copy_on_
 std::string members_of(const Joined& j) {
   std::string text;
   if (j.region != nullptr) {
-    text += fmt::format(R"(,"mrn":{},"pd":{})", optional_number(j.region->number),
-                        optional_number(j.region->pd));
+    const bool whose = !j.by_order;
+    text += fmt::format(R"(,"mrn":{},"pd":{})", whose ? optional_number(j.region->number) : "null",
+                        whose ? optional_number(j.region->pd) : "null");
   }
   std::optional<std::uint32_t> lkey, rkey;
   if (j.traced != nullptr)
@@ -269,8 +313,11 @@ Unlocated unlocated_of(const Joined& j, const char* why) {
 
 /// Audits the regions of one process. False: it could not be done.
 bool audit_process(Report& report, const RegauditOptions& options, const SysRoot& root, pid_t pid,
-                   const std::vector<const Region*>& regions, bool asked_kernel, bool copy_on_fork,
+                   const std::vector<const Region*>& regions,
+                   const std::expected<Inventory, std::string>& inventory,
                    const Messages& messages) {
+  const bool asked_kernel = inventory.has_value();
+  const bool copy_on_fork = asked_kernel && inventory->copy_on_fork == true;
   const auto process = root.process(pid);
   if (!process) {
     messages.error(process.error());
@@ -282,7 +329,10 @@ bool audit_process(Report& report, const RegauditOptions& options, const SysRoot
     return false;
   }
   if (!asked_kernel && !*trace) {
-    messages.error(fmt::format("{}: it was not started under regaudit trace", pid));
+    messages.error(
+        fmt::format("{}: it was not started under regaudit trace, and the kernel's list "
+                    "of regions cannot be read: {}",
+                    pid, inventory.error()));
     return false;
   }
   static const std::vector<TracedRegion> none;
@@ -296,22 +346,31 @@ bool audit_process(Report& report, const RegauditOptions& options, const SysRoot
   std::vector<Registration> registrations;
   std::vector<std::string> members;
   std::vector<Unlocated> unlocated;
+  bool unreadable_node = false;
   for (const Joined& j : all) {
     if (j.traced == nullptr) {
       unlocated.push_back(unlocated_of(
-          j, *trace ? "the trace has no such registration" : "not started under regaudit trace"));
+          j, j.ambiguous && !j.region->lkey
+                 ? "its key is hidden (it needs CAP_NET_ADMIN), and the trace has others that long"
+             : j.ambiguous ? "the trace has more than one of this key and length"
+             : *trace      ? "the trace has no such registration"
+                           : "not started under regaudit trace"));
     } else if (j.traced->dmabuf) {
       unlocated.push_back(unlocated_of(j, "a dma-buf: no memory of the process"));
       unlocated.back().dmabuf = true;
     } else if (j.traced->address > UINT64_MAX - j.traced->length || j.traced->length == 0) {
       unlocated.push_back(unlocated_of(j, "the trace gives no range"));
     } else {
-      registrations.push_back(registration_of(j, root, copy_on_fork));
+      registrations.push_back(registration_of(j, root, copy_on_fork, unreadable_node));
       members.push_back(members_of(j));
     }
   }
   if (!audit_into(report, options, *process, "", std::move(registrations), false, messages))
     return false;
+  if (unreadable_node) {
+    report.text += fmt::format("{}: a device's NUMA node could not be read\n", pid);
+    report.unanswered = true;
+  }
   AuditGroup& group = report.groups.back();
   group.members = std::move(members);
   group.unlocated = std::move(unlocated);
@@ -339,6 +398,35 @@ bool audit_process(Report& report, const RegauditOptions& options, const SysRoot
   return true;
 }
 
+std::string or_null(const std::optional<bool>& value) {
+  return value ? (*value ? "true" : "false") : "null";
+}
+
+bool in_first_pid_namespace(const SysRoot& root) {
+  constexpr std::string_view first = "pid:[4026531836]";  // PROC_PID_INIT_INO
+  return root.read_link("proc/self/ns/pid").value_or("") == first;
+}
+
+/// What the kernel's list leaves out: "none" may only mean that none is shown.
+void say_scope(Report& report, const SysRoot& root, const Inventory& inventory,
+               std::optional<pid_t> only) {
+  if (inventory.own_namespace_only == true) {
+    const auto mine = root.read_link("proc/self/ns/net");
+    const auto theirs = only ? root.read_link(fmt::format("proc/{}/ns/net", *only).c_str()) : mine;
+    const bool elsewhere = !mine || !theirs || *mine != *theirs;
+    if (elsewhere || !only) {
+      report.text +=
+          "devices of other network namespaces are not listed (rdma system: netns exclusive): run "
+          "regaudit in theirs (nsenter -t PID -n)\n";
+    }
+    // All that there is here is no answer about what may be there.
+    report.unanswered = report.unanswered || elsewhere || inventory.devices == 0;
+  }
+  if (!only && !in_first_pid_namespace(root))
+    report.text += "regions of other PID namespaces and the kernel's own are not listed\n";
+  if (inventory.devices == 0) report.text += "the kernel lists no RDMA device\n";
+}
+
 }  // namespace
 
 int run_rdma(const RegauditOptions& options, const std::vector<std::string>& words,
@@ -359,7 +447,7 @@ int run_rdma(const RegauditOptions& options, const std::vector<std::string>& wor
     if (!process) return 2;
     only = process->pid();
   }
-  auto inventory = read_inventory();
+  const auto inventory = read_inventory();
   // A trace alone answers for one process: the kernel's list only adds device and numbers.
   if (!inventory && !only) {
     messages.error(fmt::format("reading memory regions: netlink: {}", inventory.error()),
@@ -369,10 +457,16 @@ int run_rdma(const RegauditOptions& options, const std::vector<std::string>& wor
   std::map<pid_t, std::vector<const Region*>> by_pid;
   Report report{.mode = "rdma"};
   std::string kernel;
+  std::size_t ownerless = 0;
   if (inventory) {
     for (const Region& region : inventory->regions) {
       if (region.pid) {
-        if (!only || *only == *region.pid) by_pid[*region.pid].push_back(&region);
+        // It may be a thread's id.
+        const auto process = root->process(*region.pid);
+        const pid_t pid = process ? process->pid() : *region.pid;
+        if (!only || *only == pid) by_pid[pid].push_back(&region);
+      } else if (region.kernel_name.empty()) {
+        ++ownerless;  // the thread that registered it has ended, or is of another PID namespace
       } else if (!only) {
         kernel += fmt::format(R"({}{{"device":{},"name":{},"bytes":{},"mrn":{}}})",
                               kernel.empty() ? "" : ",", json_string(region.device),
@@ -381,13 +475,32 @@ int run_rdma(const RegauditOptions& options, const std::vector<std::string>& wor
       }
     }
   }
+  if (ownerless != 0) {
+    report.text += fmt::format("unknown: of {} region{} the kernel does not tell the process\n",
+                               ownerless, ownerless == 1 ? "" : "s");
+    report.unanswered = true;
+  }
+  if (inventory) {
+    say_scope(report, *root, *inventory, only);
+  } else {
+    report.text += fmt::format("by the trace alone: the kernel's list cannot be read: {}\n",
+                               inventory.error());
+    report.unanswered = report.unanswered || inventory.error() != no_rdma;
+  }
+  // In another PID namespace the kernel lists none of its own (rdma_is_visible_in_pid_ns()).
+  const bool sees_kernel = in_first_pid_namespace(*root);
   report.json = fmt::format(
-      R"(,"rdma":{{"netlink":{},"copy_on_fork":{},"kernel":[{}]}})", inventory.has_value(),
-      inventory ? (inventory->copy_on_fork ? "true" : "false") : "null", kernel);
+      R"(,"rdma":{{"netlink":{},"reason":{},"devices":{},"own_network_namespace_only":{},)"
+      R"("ownerless":{},"copy_on_fork":{},"kernel":{}}})",
+      inventory.has_value(), inventory ? "null" : json_string(inventory.error()),
+      inventory ? std::to_string(inventory->devices) : "null",
+      inventory ? or_null(inventory->own_namespace_only) : "null",
+      inventory ? std::to_string(ownerless) : "null",
+      inventory ? or_null(inventory->copy_on_fork) : "null",
+      inventory && !only && sees_kernel ? "[" + kernel + "]" : "null");
   if (only) by_pid.try_emplace(*only);
   for (const auto& [pid, regions] : by_pid) {
-    if (!audit_process(report, options, *root, pid, regions, inventory.has_value(),
-                       inventory && inventory->copy_on_fork, messages)) {
+    if (!audit_process(report, options, *root, pid, regions, inventory, messages)) {
       if (only) return 2;
       report.unanswered = true;
     }
