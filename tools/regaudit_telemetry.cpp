@@ -44,6 +44,16 @@ class Telemetry {
       : path_(path), socket_(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)) {}
 
   Result<json> open(pid_t primary) {
+    const auto owner = connect_to();
+    if (!owner) return std::unexpected(owner.error());
+    // A file of the primary's folder: anybody who may write there may have put it there.
+    if (*owner != primary)
+      return std::unexpected(failed("connecting to DPDK's telemetry", path_, ECONNREFUSED));
+    return receive();
+  }
+
+  /// The process behind the socket.
+  Result<pid_t> connect_to() {
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
     if (path_.size() >= sizeof address.sun_path)
@@ -55,12 +65,11 @@ class Telemetry {
         setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &wait, sizeof wait) != 0 ||
         connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
       return std::unexpected(failed("connecting to DPDK's telemetry", path_, errno));
-    // A file of the primary's folder: anybody who may write there may have put it there.
     ucred peer{};
     socklen_t bytes = sizeof peer;
-    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &bytes) != 0 || peer.pid != primary)
-      return std::unexpected(failed("connecting to DPDK's telemetry", path_, ECONNREFUSED));
-    return receive();
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &bytes) != 0)
+      return std::unexpected(failed("connecting to DPDK's telemetry", path_, errno));
+    return peer.pid;
   }
 
   /// What stands behind the question in the answer; null where the primary has none.
@@ -162,6 +171,28 @@ std::optional<DpdkSegment> segment(const json& told, std::uint32_t list, std::ui
 }
 
 }  // namespace
+
+Result<std::vector<std::string>> telemetry_sockets(const SysRoot& root, const char* unix_sockets) {
+  const auto text = root.read_file(unix_sockets, 16 << 20);
+  if (!text) return std::unexpected(text.error());
+  std::vector<std::string> paths;
+  std::string_view rest = *text;
+  while (!rest.empty()) {
+    const std::size_t end = std::min(rest.find('\n'), rest.size());
+    std::string_view line = rest.substr(0, end);
+    rest.remove_prefix(std::min(end + 1, rest.size()));
+    // "0000000000000000: 00000002 00000000 00010000 0005 01 17872
+    // /var/run/dpdk/rte/dpdk_telemetry…"
+    const std::size_t path = line.find(" /");
+    if (path == std::string_view::npos || line.find(" 00010000 0005 ") >= path) continue;
+    line.remove_prefix(path + 1);
+    // The second of one prefix (--in-memory) listens on dpdk_telemetry.v2:1.
+    if (line.substr(line.rfind('/')).starts_with("/dpdk_telemetry.v2")) paths.emplace_back(line);
+  }
+  return paths;
+}
+
+Result<pid_t> telemetry_owner(const std::string& socket) { return Telemetry{socket}.connect_to(); }
 
 Result<DpdkMemory> read_telemetry(const std::string& socket, pid_t primary) {
   Telemetry telemetry{socket};

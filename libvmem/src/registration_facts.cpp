@@ -63,7 +63,9 @@ VmaView view_of(const Vma& vma, VmaInspector& inspector) {
   view.shared = vma.shared;
   view.has_file = vma.inode != 0 && vma.path.starts_with('/');
   view.hugetlb = inspector.hugetlb_page_size(vma).has_value();
-  view.unlinked = vma.path.ends_with(" (deleted)") && !vma.path.starts_with("/memfd:");
+  // Kernel-internal files never had a name to remove.
+  view.unlinked = vma.path.ends_with(" (deleted)") && !vma.path.starts_with("/memfd:") &&
+                  vma.path != "/anon_hugepage (deleted)" && !vma.path.starts_with("/SYSV");
   const auto flags = inspector.flags(vma);
   view.flags_known = flags.has_value();
   if (flags) {
@@ -346,6 +348,10 @@ KindText text_of(AuditFindingKind kind) {
               "/proc/PID/mountinfo"};
     case AuditFindingKind::limits_unknown:
       return {"limits-unknown", "/proc/PID/limits and status could not be read"};
+    case AuditFindingKind::iova_unknown:
+      return {"iova-unknown",
+              "a DPDK primary with --in-memory or --no-shconf shares no table of its IOVAs: start it "
+              "without these, or use DPDK 23.07 or newer, whose telemetry tells them"};
   }
   return {"unknown", "ask again"};
 }

@@ -81,15 +81,17 @@ Answers answers(std::uint64_t at) {
 class Primary {
  public:
   /// `change` has the answers changed before they are given.
-  explicit Primary(const std::function<void(Answers&, std::uint64_t)>& change = {}) {
+  explicit Primary(const std::function<void(Answers&, std::uint64_t)>& change = {},
+                   bool shares_files = true) {
     std::filesystem::create_directories(folder());
     std::string config(25344, '\0');
     const std::uint32_t head[] = {19820526, 0x1a030063};  // RTE_MAGIC, 26.03
     std::memcpy(config.data(), head, sizeof head);
-    write_file(folder() / "config", config);
+    if (shares_files) write_file(folder() / "config", config);
     child_.emplace(fork_child([&](const std::function<void()>& ready) {
       const int fd = open((folder() / "config").c_str(), O_RDWR | O_CLOEXEC);
-      void* const mapped = mmap(nullptr, config.size(), PROT_READ, MAP_SHARED, fd, 0);
+      void* const mapped =
+          shares_files ? mmap(nullptr, config.size(), PROT_READ, MAP_SHARED, fd, 0) : nullptr;
       auto* const at = static_cast<char*>(mmap(nullptr, pages * page, PROT_READ | PROT_WRITE,
                                                MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0));
       if (mapped == MAP_FAILED || at == MAP_FAILED) _exit(1);
@@ -214,4 +216,36 @@ TEST_CASE("dpdk: two primaries of one prefix are told apart; a foreign socket is
   // The other's socket in its place: what it tells is of another process.
   std::filesystem::rename(bad.folder() / "dpdk_telemetry.v2", good.folder() / "dpdk_telemetry.v2");
   CHECK(one(good.pid()) == 2);
+}
+
+TEST_CASE(
+    "dpdk: a primary without files, given away by its telemetry, is audited by what that tells") {
+  if (!shown_pfns()) return skip_or_fail("pfn", "PFNs are hidden");
+  // --in-memory of a DPDK that serves segments: nothing in its mappings is called after DPDK.
+  const Primary good({}, false);
+  const auto one = [](const Primary& primary) {
+    return run_tool("regaudit", {"dpdk", "-J", "--pid", std::to_string(primary.pid())});
+  };
+  const RunResult result = one(good);
+  CAPTURE(result.err);
+  CHECK(result.status == 0);
+  const auto document = nlohmann::ordered_json::parse(result.out);
+  CHECK(document["dpdk"][0]["source"] == "telemetry");
+  CHECK(document["dpdk"][0]["pid"] == good.pid());
+  CHECK(document["summary"]["clean"] == pages);
+  // Without a name it is found, too, and what it tells is compared.
+  const Primary bad(
+      [](Answers& all, std::uint64_t at) {
+        all["/eal/memseg_info,3,7"] = info(at + 7 * page, 7, at + 8 * page);
+      },
+      false);
+  CHECK(one(bad).status == 1);
+  const RunResult all = run_tool("regaudit", {"dpdk", "-J"});
+  CHECK(all.status == 1);
+  std::size_t found = 0;
+  for (const auto& instance : nlohmann::ordered_json::parse(all.out)["dpdk"]) {
+    CHECK(instance["source"] == "telemetry");
+    found += instance["pid"] == good.pid() || instance["pid"] == bad.pid() ? 1 : 0;
+  }
+  CHECK(found == 2);
 }

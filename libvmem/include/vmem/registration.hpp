@@ -89,6 +89,7 @@ enum class AuditFindingKind : std::uint8_t {
   frames_unknown,   ///< /proc/kpageflags cannot be read
   file_unknown,     ///< the mapped file's size or file system cannot be read
   limits_unknown,   ///< limits or status of the process cannot be read
+  iova_unknown,     ///< the device was told an address, and nothing tells which
 };
 VMEM_EXPORT std::string_view to_string(AuditFindingKind);  ///< "not-resident"
 /// What to do about it; never empty.
