@@ -55,12 +55,18 @@ Result<std::unique_ptr<Translator>> open_source(const CommonOptions& options,
 }
 
 std::string json_prologue(std::string_view tool, const SysRoot& root, PfnAccess access,
-                          Backend backend) {
+                          Backend backend, std::string_view vm_flags) {
   const std::string kernel = root.kernel_release();
   return fmt::format(
-      R"({{"schema":"vmem.{}/1","version":"{}","host":{{"kernel":{},"page_size":{},"pfn_access":{},"backend":"{}"}})",
+      R"({{"schema":"vmem.{}/1","version":"{}","host":{{"kernel":{},"page_size":{},"pfn_access":{},"backend":"{}"{}}})",
       tool, VMEM_VERSION, kernel.empty() ? "null" : json_string(kernel), root.page_size().bytes(),
-      name_of(access), to_string(backend));
+      name_of(access), to_string(backend),
+      vm_flags.empty() ? "" : fmt::format(R"(,"vm_flags":"{}")", vm_flags));
+}
+
+std::string_view flags_source_name(VmaInspector& inspector, const SysRoot& root) {
+  if (root.recorded()) return {};
+  return inspector.flags_from_smaps() ? "smaps" : "bpf";
 }
 
 unsigned usable_cpus(unsigned most) {

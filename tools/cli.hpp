@@ -46,9 +46,18 @@ Result<std::unique_ptr<Translator>> open_source(const CommonOptions& options,
                                                 const Process& process);
 
 /// The start of every JSON document, up to and without the tool's own members:
-/// {"schema":…,"version":…,"host":{…}
+/// {"schema":…,"version":…,"host":{…}. `vm_flags`: where VmFlags come from; empty: not said.
 std::string json_prologue(std::string_view tool, const SysRoot& root, PfnAccess access,
-                          Backend backend);
+                          Backend backend, std::string_view vm_flags = {});
+
+/// Where this inspector's VmFlags come from, as json_prologue() says it.
+std::string_view flags_source_name(VmaInspector& inspector, const SysRoot& root);
+
+/// What is said of a process that smaps may have held up: text and hint.
+inline constexpr std::string_view smaps_stalled_text =
+    "smaps was read, and the process's mmap() may have waited for it";
+inline constexpr std::string_view smaps_stalled_hint =
+    "BPF tells VmFlags without it: CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN are needed";
 
 /// Where a tool writes to: files may be in directories of other users'.
 enum class Writes : std::uint8_t { output, files };

@@ -65,6 +65,7 @@ class Vtop {
         answer(text, block);
     }
     if (interrupted() && document_error_.empty()) document_error_ = "interrupted";
+    tell_missing();
     if (options_.json && !batch) json_->end(document_error_);
     return end(status_);
   }
@@ -170,6 +171,12 @@ class Vtop {
                        why->hint != nullptr ? "; " : "", why->hint != nullptr ? why->hint : "");
   }
 
+  /// What was shown coarser than it might be, or not at all, because a file could not be read.
+  void tell_missing() {
+    if (const Error* const missing = inspector_.missing()) fail(*missing);
+    if (inspector_.smaps_stalled()) messages_.error(smaps_stalled_text, smaps_stalled_hint);
+  }
+
   int end(Status status) {
     if (listing_ && !odd_lines_.empty()) status = std::max(status, Status::unanswered);
     if (odd_lines_.size() > odd_lines_told)
@@ -198,7 +205,9 @@ class Vtop {
     document_error_ = standing_error_;
     const Translator& source =
         listing_ ? translator_.for_walk(UINT64_MAX, walk_options()) : translator_;
-    json_->begin(json_prologue("vtop", process_.root(), access_, source.backend()), process_);
+    json_->begin(json_prologue("vtop", process_.root(), access_, source.backend(),
+                               flags_source_name(inspector_, process_.root())),
+                 process_);
   }
 
   void heading() {

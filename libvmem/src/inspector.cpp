@@ -385,6 +385,19 @@ VmaInspector::VmaInspector(VmaInspector&&) noexcept = default;
 VmaInspector& VmaInspector::operator=(VmaInspector&&) noexcept = default;
 VmaInspector::~VmaInspector() = default;
 
+bool VmaInspector::flags_from_smaps() {
+  State& s = *state_;
+  if (!s.flags_source) return true;
+  if (!s.flagged.empty()) return false;
+  if (!s.process->root().recorded() && s.is_smaps_bounded()) return true;
+  auto first = s.flags_source({0});
+  if (first)
+    s.flagged = std::move(*first);
+  else
+    s.flags_source = nullptr;
+  return !first;
+}
+
 std::optional<VmFlags> VmaInspector::flags(const Vma& vma, std::size_t most) {
   if (auto told = state_->quick_flags(vma)) return told;
   auto entry = state_->smaps_entry(vma, most);

@@ -234,6 +234,9 @@ class VMEM_EXPORT VmaInspector {
 
   /// Whether smaps was read of a process that it may have held up.
   bool smaps_stalled() const;
+  /// Whether flags() will ask smaps: of a small process, of a recorded one, and where there is no
+  /// other source. May open the source.
+  bool flags_from_smaps();
 
   /// Whether the VMA may show memory of tmpfs or of the kernel's own shmem files: then its
   /// swapped pages stand in no page table.
