@@ -106,10 +106,9 @@ bool is_pfnmap(const VmaFacts& facts) { return facts.pfnmap || has_flag(facts, "
 /// Whether a path below /dev leads to memory: the file is none of a device file system, and nothing
 /// of the VMA is a driver's.
 bool is_memory_below_dev(const Vma& vma, const VmaFacts& facts) {
-  const bool memory_mount =
-      facts.filesystem && (facts.filesystem->empty() || *facts.filesystem == "tmpfs");
-  return vma.path.starts_with("/dev/") && memory_mount && facts.flags && !facts.device_node &&
-         !has_flag(facts, "io") && !is_pfnmap(facts) && !has_flag(facts, "mm");
+  return vma.path.starts_with("/dev/") && facts.filesystem == "tmpfs" && facts.flags &&
+         !facts.device_node && !has_flag(facts, "io") && !is_pfnmap(facts) &&
+         !has_flag(facts, "mm");
 }
 
 /// PROT_NONE memory of nobody's file: a guard when small, else address space held back.
@@ -201,7 +200,7 @@ Classification classify(const Vma& vma, const VmaFacts& facts, PageSize page_siz
   const bool bar = device_path(name) == DevicePath::pci && looks_like_device(vma, facts);
   if (bar || facts.device_node.value_or(looks_like_device(vma, facts)) || is_pfnmap(facts)) {
     if (!is_memory_below_dev(vma, facts)) return device(vma, facts);
-    return of(facts.filesystem->empty() ? shm : file);
+    return of(file);
   }
   if (facts.filesystem == "tracefs" || facts.filesystem == "debugfs" ||
       facts.filesystem == "proc" || facts.filesystem == "sysfs") {

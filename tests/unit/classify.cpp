@@ -147,7 +147,7 @@ TEST_CASE("memory of the kernel's own files") {
       {"r--s", 4, 5, "/dev/__properties__/u:object_r:x:s0", {}, {file_class, file}},
       {"r--s", 4, 5, "/dev/__properties__/u:object_r:x:s0", on("tmpfs"), {file_class, file}},
       {"rw-s", 4, 5, "/dev/x", on("tmpfs", "rd wr sh mr mw me ms"), {file_class, file}},
-      {"rw-s", 4, 5, "/dev/x (deleted)", on("", "rd wr sh mr mw me ms"), {anonymous, shm}},
+      {"rw-s", 4, 5, "/dev/x (deleted)", on("", "rd wr sh mr mw me ms"), {file_class, file}},
       {"rw-s", 4, 5, "/dev/x", on("tmpfs", "rd wr sh io pf"), {device, device_pfnmap}},
       {"rw-s", 4, 5, "/dev/x", on("tmpfs", "rd wr sh io"), {device, unknown}},
       {"rw-s", 4, 5, "/dev/x", on("tmpfs"), {device, unknown}},
