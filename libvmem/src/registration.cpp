@@ -49,9 +49,12 @@ void add(Audit& audit, AuditFindingKind kind, Severity severity, std::string_vie
   if (found->where.size() < AuditFinding::kept_runs) found->where.push_back(evidence);
 }
 
-/// The pages of size 1 << shift that cover the range.
+/// The pages of size 1 << shift that cover [first, last], of which both are in it.
+std::uint64_t blocks(std::uint64_t first, std::uint64_t last, unsigned shift) {
+  return (last >> shift) - (first >> shift) + 1;
+}
 std::uint64_t blocks(VaRange range, unsigned shift) {
-  return range.empty() ? 0 : ((range.end.value - 1) >> shift) - (range.start.value >> shift) + 1;
+  return range.empty() ? 0 : blocks(range.start.value, range.end.value - 1, shift);
 }
 
 /// A registration while it is walked.
@@ -163,13 +166,19 @@ class Auditor {
     }
     if (!r.iova_known && r.no_iova)
       add(*o.audit, AuditFindingKind::no_iova, *r.no_iova, "RTE_BAD_IOVA", whole);
-    if (r.iova_known && r.dma_mask_bits != 0 && r.dma_mask_bits < 64 &&
-        (r.iova + iova_bytes(r) - 1) >> r.dma_mask_bits != 0) {
+    const bool masked = r.dma_mask_bits != 0 && r.dma_mask_bits < 64;
+    const bool wraps = iova_wraps(r);
+    if (r.iova_known && (wraps || (masked && last_iova(r) >> r.dma_mask_bits != 0))) {
       Evidence evidence = whole;
       evidence.actual = r.iova;
-      add(*o.audit, AuditFindingKind::dma_mask, Severity::error, "dma_maskbits", evidence);
+      add(*o.audit, AuditFindingKind::dma_mask, Severity::error,
+          wraps ? "the IOVAs end above 2^64" : "dma_maskbits", evidence);
     }
   }
+
+  static bool iova_wraps(const Registration& r) { return iova_bytes(r) - 1 > UINT64_MAX - r.iova; }
+  /// Of the last byte; unless iova_wraps().
+  static std::uint64_t last_iova(const Registration& r) { return r.iova + (iova_bytes(r) - 1); }
 
   static std::uint64_t iova_bytes(const Registration& r) {
     return r.iova_bytes == 0 ? r.range.bytes() : std::min(r.iova_bytes, r.range.bytes());
@@ -335,7 +344,7 @@ class Auditor {
     audit.largest_extent = std::max(audit.largest_extent, o.run);
 
     if (r.iova_rule == IovaRule::physical && offset < iova_bytes(r) &&
-        r.iova + offset != pa.value) {
+        (offset > UINT64_MAX - r.iova || r.iova + offset != pa.value)) {
       add(audit, AuditFindingKind::iova_mismatch, Severity::error, "iova is not the PA",
           {.va = part.start,
            .bytes = std::min(part.bytes(), iova_bytes(r) - offset),
@@ -512,28 +521,32 @@ class Auditor {
 
   void pins(Open& o, const Extent& extent, VaRange part, Pfn pfn, std::uint64_t frames) const {
     if (!pins_.valid()) return;
-    const std::uint64_t step = extent.leaf_shift > page_size_.shift()
+    const std::uint64_t leaf = extent.leaf_shift > page_size_.shift()
                                    ? std::uint64_t{1} << (extent.leaf_shift - page_size_.shift())
                                    : 1;
-    const bool asked = pins_.unpinned(pfn, frames, step, [&](Pfn first, std::uint64_t count) {
+    const PinAnswer answer = pins_.unpinned(pfn, frames, leaf, [&](Pfn first, std::uint64_t count) {
       add(*o.audit, AuditFindingKind::unpinned, Severity::error, "no pin",
           evidence_of(part, pfn, first, count));
     });
-    if (!asked) o.audit->pins_checked = false;
+    if (answer != PinAnswer::whole) o.audit->pins_checked = false;
   }
 
   void finish(Open& o) const {
     const Registration& r = *o.registration;
     Audit& audit = *o.audit;
-    const VirtAddr start =
-        r.iova_known && r.iova_rule != IovaRule::physical ? VirtAddr{r.iova} : r.range.start;
-    const VaRange device{start, start + r.range.bytes()};
+    // Addresses that no device can count to (iova_wraps()) say nothing of a table's size.
+    const bool by_iova = r.iova_known && r.iova_rule != IovaRule::physical &&
+                         r.range.bytes() - 1 <= UINT64_MAX - r.iova;
+    const std::uint64_t first = by_iova ? r.iova : r.range.start.value;
+    const std::uint64_t last = first + (r.range.bytes() - 1);
     // The largest leaf of which one fits would serve; none larger than what is needed.
     for (const PageSize size : leaf_sizes_) {
-      const VaRange whole{size.ceil(device.start), size.floor(device.end)};
-      if (audit.ideal_page_size != 0 && (whole.empty() || whole.start < device.start)) break;
+      const std::uint64_t in_page = size.bytes() - 1;
+      const std::uint64_t start = first + (-first & in_page);
+      const bool fits = start >= first && start <= last && last - start >= in_page;
+      if (audit.ideal_page_size != 0 && !fits) break;
       audit.ideal_page_size = size.bytes();
-      audit.ideal_entries = blocks(device, size.shift());
+      audit.ideal_entries = blocks(first, last, size.shift());
     }
     if (audit.nodes.size() > 1) {
       add(audit, AuditFindingKind::spans_nodes, Severity::warning, "node",
@@ -546,7 +559,7 @@ class Auditor {
     for (const PageSize size : leaf_sizes_) {
       if (size.bytes() > audit.ideal_page_size || (o.misfit & (size.bytes() - 1)) != 0) break;
       audit.best_page_size = size.bytes();
-      audit.entries = blocks(device, size.shift());
+      audit.entries = blocks(first, last, size.shift());
     }
     if (audit.best_page_size == 0) {  // the device's address has another offset in its page
       audit.entries = blocks(r.range, page_size_.shift());

@@ -11,7 +11,6 @@
 #include <string_view>
 
 #include "kernel_release.hpp"
-#include "kmod/uapi/vmem.h"
 #include "line_chunks.hpp"
 #include "vmem/frames.hpp"
 #include "vmem/registration.hpp"
@@ -185,32 +184,53 @@ PinReader::PinReader(const SysRoot& root) {
   if (!root.recorded()) device_ = Fd{::open(VMEM_DEVICE, O_RDONLY | O_CLOEXEC)};
 }
 
-bool PinReader::unpinned(Pfn first, std::uint64_t frames, std::uint64_t stride,
-                         FunctionRef<void(Pfn, std::uint64_t)> sink) const {
-  std::array<vmem_frame, 512> buffer;
-  const std::uint64_t most = stride == 1 ? buffer.size() : 1;
+PinAnswer unpinned_frames(Pfn first, std::uint64_t frames, std::uint64_t leaf, FrameQuestion ask,
+                          FunctionRef<void(Pfn, std::uint64_t)> sink) {
+  std::array<vmem_frame, 512> answers;
+  PinAnswer answer = PinAnswer::whole;
+  std::uint64_t one_by_one_from = 0;  // a leaf whose compound page was split since it was walked
   for (std::uint64_t done = 0; done < frames;) {
-    const std::uint64_t count = std::min(most, frames - done);
+    const Pfn here = first + done;
+    const bool large = leaf > 1 && done >= one_by_one_from;
+    const std::uint64_t count = large ? 1 : std::min<std::uint64_t>(answers.size(), frames - done);
+    const std::uint64_t told = ask(here, std::span(answers).first(count));
+    if (told == 0 || told > count) return PinAnswer::refused;
+    std::uint64_t i = 0;
+    while (i < told) {
+      const vmem_frame& frame = answers[i];
+      // A frame beyond the kernel's memory, and one that changes hands, tells nothing of pins.
+      const bool known =
+          (frame.flags & VMEM_FRAME_ONLINE) != 0 && (frame.flags & VMEM_FRAME_CHANGING) == 0;
+      std::uint64_t of = 1;
+      if (known && frame.order != 0 && frame.order < 64) {
+        const std::uint64_t compound = std::uint64_t{1} << frame.order;
+        of = compound - ((here.value + i) & (compound - 1));
+      } else if (large) {
+        one_by_one_from = done + leaf - (here.value & (leaf - 1));
+      }
+      of = std::min(of, frames - done - i);
+      if (!known)
+        answer = PinAnswer::partly;
+      else if ((frame.flags & VMEM_FRAME_MAYBE_PINNED) == 0)
+        sink(here + i, of);
+      i += of;
+    }
+    done += i;
+  }
+  return answer;
+}
+
+PinAnswer PinReader::unpinned(Pfn first, std::uint64_t frames, std::uint64_t leaf,
+                              FunctionRef<void(Pfn, std::uint64_t)> sink) const {
+  const auto ask = [&](Pfn from, std::span<vmem_frame> answers) -> std::uint64_t {
     vmem_frames question{};
     question.size = sizeof question;
-    question.pfn = first.value + done;
-    question.count = count;
-    question.frames = reinterpret_cast<std::uintptr_t>(buffer.data());
-    if (ioctl(device_.get(), VMEM_IOC_FRAMES, &question) != 0 || question.done == 0 ||
-        question.done > count) {
-      return false;
-    }
-    for (std::uint64_t i = 0; i < question.done; ++i) {
-      const std::uint32_t flags = buffer[i].flags;
-      if ((flags & VMEM_FRAME_ONLINE) == 0 || (flags & VMEM_FRAME_CHANGING) != 0 ||
-          (flags & VMEM_FRAME_MAYBE_PINNED) != 0) {
-        continue;
-      }
-      sink(first + (done + i), std::min(stride, frames - done - i));
-    }
-    done += stride == 1 ? question.done : stride;
-  }
-  return true;
+    question.pfn = from.value;
+    question.count = answers.size();
+    question.frames = reinterpret_cast<std::uintptr_t>(answers.data());
+    return ioctl(device_.get(), VMEM_IOC_FRAMES, &question) == 0 ? question.done : 0;
+  };
+  return unpinned_frames(first, frames, leaf, ask, sink);
 }
 
 LockLimits read_lock_limits(const Process& process) {

@@ -4,10 +4,12 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "kmod/uapi/vmem.h"
 #include "vmem/function_ref.hpp"
 #include "vmem/maps.hpp"
 #include "vmem/sysroot.hpp"
@@ -72,6 +74,23 @@ class PinZones {
 /// Whether no frame of the machine is poisoned (HardwareCorrupted in /proc/meminfo).
 bool nothing_poisoned(const SysRoot& root);
 
+/// What the kernel module says of the frames from `first` on, into `frames`. Returns how many it
+/// filled; 0: it refused.
+using FrameQuestion = FunctionRef<std::uint64_t(Pfn first, std::span<vmem_frame> frames)>;
+
+enum class PinAnswer : std::uint8_t {
+  whole,    ///< each frame was told of
+  partly,   ///< of some frames nothing is known
+  refused,  ///< the module gave up
+};
+
+/// Calls `sink(first, frames)` for runs within [first, first + frames) that are not pinned.
+/// The kernel counts pins for each compound page (folio), so one question answers for the rest of
+/// the compound page that the asked frame lies in, and for nothing beyond it. `leaf` frames, a
+/// power of two, make a page-table leaf: where that is more than 1, frames are asked one by one.
+PinAnswer unpinned_frames(Pfn first, std::uint64_t frames, std::uint64_t leaf, FrameQuestion ask,
+                          FunctionRef<void(Pfn, std::uint64_t)> sink);
+
 /// Whether frames are pinned: only the module tells.
 class PinReader {
  public:
@@ -79,10 +98,9 @@ class PinReader {
   explicit PinReader(const SysRoot& root);
   bool valid() const { return device_.valid(); }
 
-  /// Calls `sink(first, frames)` for runs of frames within [first, first + frames) that are RAM
-  /// and not pinned; one of every `stride` frames is asked. False: the device refused.
-  bool unpinned(Pfn first, std::uint64_t frames, std::uint64_t stride,
-                FunctionRef<void(Pfn, std::uint64_t)> sink) const;
+  /// unpinned_frames() of this machine.
+  PinAnswer unpinned(Pfn first, std::uint64_t frames, std::uint64_t leaf,
+                     FunctionRef<void(Pfn, std::uint64_t)> sink) const;
 
  private:
   Fd device_;

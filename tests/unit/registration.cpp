@@ -202,6 +202,39 @@ TEST_CASE("registration: beyond the DMA mask") {
   CHECK(find(system.audit_one(r), AuditFindingKind::dma_mask));
 }
 
+TEST_CASE("registration: IOVAs at the top of 64 bits end there, or do not wrap to small ones") {
+  System system({.entries = {{base, 1024, mine | 0x400, 1}}});
+  Registration r = range(0, 4 << 20);
+  r.iova_known = true;
+  for (const unsigned bits : {0U, 32U, 48U, 64U}) {
+    r.dma_mask_bits = static_cast<std::uint8_t>(bits);
+    r.iova = UINT64_MAX - (4 << 20) + 1;  // the last byte has the last address
+    const Audit last = system.audit_one(r);
+    CHECK((find(last, AuditFindingKind::dma_mask) != nullptr) == (bits == 32 || bits == 48));
+    CHECK(last.ideal_entries == 2);
+    CHECK(last.entries == 2);
+    for (const std::uint64_t beyond : {std::uint64_t{4096}, std::uint64_t{2} << 20}) {
+      r.iova = UINT64_MAX - (4 << 20) + 1 + beyond;
+      const Audit wrapped = system.audit_one(r);
+      const AuditFinding* const found = find(wrapped, AuditFindingKind::dma_mask);
+      REQUIRE(found);
+      CHECK(found->severity == Severity::error);
+      CHECK(found->flag == "the IOVAs end above 2^64");
+      CHECK(wrapped.ideal_entries == 2);
+      CHECK(wrapped.entries >= wrapped.ideal_entries);
+    }
+  }
+  // PA mode: what would be the address of frame 0 is none.
+  System low({.bytes = 8192, .entries = {{base, 1, mine | 0x100, 0}, {base + 4096, 1, mine, 0}}});
+  Registration physical = range(0, 8192);
+  physical.iova_known = true;
+  physical.iova_rule = IovaRule::physical;
+  physical.iova = UINT64_MAX - 4095;
+  const Audit a = low.audit_one(physical);
+  REQUIRE(find(a, AuditFindingKind::iova_mismatch));
+  CHECK(find(a, AuditFindingKind::iova_mismatch)->bytes == 8192);
+}
+
 TEST_CASE("registration: fork and copy-on-write") {
   const std::vector<EntryRun> entries = {{base, 4, mine | 0x100, 1},
                                          {base + 4 * 4096, 2, entry::present | 0x200, 1},
