@@ -402,11 +402,12 @@ class Auditor {
     }
   }
 
-  /// Frames whose flags speak for all of a leaf. A poisoned page of a transparent huge page has
-  /// its own flag; hugetlb has it on the head.
-  std::uint64_t stride(const Extent& extent) const {
+  /// Frames whose facts the first of them tells. A poisoned page of a transparent huge page has its
+  /// own flag, and each of its pages may be mapped by another process alone; hugetlb has both on
+  /// the head.
+  std::uint64_t stride(const Extent& extent, bool by_mapcount) const {
     if (extent.leaf_shift <= page_size_.shift()) return 1;
-    return view_.hugetlb || nothing_poisoned_ || recorded_
+    return view_.hugetlb || (nothing_poisoned_ && !by_mapcount)
                ? std::uint64_t{1} << (extent.leaf_shift - page_size_.shift())
                : 1;
   }
@@ -458,7 +459,7 @@ class Auditor {
           });
       return !read || !known ? unknown() : void();
     }
-    const std::uint64_t step = stride(extent);
+    const std::uint64_t step = stride(extent, by_mapcount);
     for (std::uint64_t done = 0; done < frames;) {
       const Pfn here = pfn + done;
       const Pfn head{here.value & ~(step - 1)};

@@ -32,7 +32,7 @@ class System {
   explicit System(const Setup& setup) : recorded_(model(setup)), process_(recorded_.process(1)) {}
 
   std::vector<Audit> audit_all(const std::vector<Registration>& all, bool planned = false) {
-    auto translator = open_translator(process_, Backend::pagemap);
+    auto translator = open_translator(process_);
     REQUIRE(translator);
     AuditOptions options;
     options.planned = planned;
@@ -58,6 +58,7 @@ class System {
     system.files = setup.files;
     auto& files = system.processes.front().files;
     files = setup.process_files;
+    system.processes.front().has_pagemap = !files.contains("extents");
     files["comm"] = "test\n";
     if (!setup.flags.empty())
       files["smaps"] = line + "\nKernelPageSize:        4 kB\nVmFlags: " + setup.flags + " \n";
@@ -274,6 +275,35 @@ TEST_CASE("registration: frame flags name KSM, the zero page and poison") {
   CHECK(find(a, AuditFindingKind::ksm)->where.front().va == VirtAddr{base + 2 * 4096});
   CHECK(find(a, AuditFindingKind::ksm)->where.front().pfn == Pfn{0x102});
   CHECK(find(a, AuditFindingKind::hwpoison)->where.front().pfn == Pfn{0x105});
+}
+
+TEST_CASE("registration: of a huge leaf each page is judged by its own frame") {
+  // By page tables, which tell no more than the frames.
+  Setup setup{.frames = {{.first = 0x400, .frames = 1024, .flags = 0x1000, .mapcount = 1}}};
+  setup.process_files["extents"] =
+      "vmem-extents 1 kmod\n7f0000000000 1024 pfn=0x400 leaf=2097152\nend\n";
+  CHECK(kinds(System(setup).audit_one(range(0, 4 << 20))) == "");
+  // A child that maps two pages in the midst of one of them.
+  setup.frames = {{.first = 0x400, .frames = 100, .flags = 0x1000, .mapcount = 1},
+                  {.first = 0x464, .frames = 2, .flags = 0x1000, .mapcount = 2},
+                  {.first = 0x466, .frames = 1024 - 102, .flags = 0x1000, .mapcount = 1}};
+  for (const char* const poisoned : {"", "HardwareCorrupted:     0 kB\n"}) {
+    setup.files["proc/meminfo"] = poisoned;
+    const Audit a = System(setup).audit_one(range(4096, (4 << 20) - 4096));
+    CHECK(kinds(a) == "shared-cow:error");
+    REQUIRE(find(a, AuditFindingKind::shared_cow));
+    CHECK(find(a, AuditFindingKind::shared_cow)->bytes == 8192);
+    CHECK(find(a, AuditFindingKind::shared_cow)->where.front().pfn == Pfn{0x464});
+  }
+  // One poisoned page of a transparent huge page, also in a recording.
+  setup.files.clear();
+  setup.frames = {{.first = 0x400, .frames = 700, .flags = 0x1000, .mapcount = 1},
+                  {.first = 0x6bc, .frames = 1, .flags = 0x81000, .mapcount = 1},
+                  {.first = 0x6bd, .frames = 1024 - 701, .flags = 0x1000, .mapcount = 1}};
+  const Audit a = System(setup).audit_one(range(0, 4 << 20));
+  CHECK(kinds(a) == "hwpoison:error");
+  REQUIRE(find(a, AuditFindingKind::hwpoison));
+  CHECK(find(a, AuditFindingKind::hwpoison)->bytes == 4096);
 }
 
 TEST_CASE(
