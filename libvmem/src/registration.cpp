@@ -22,6 +22,10 @@ constexpr std::uint64_t bridged_bytes = 2 << 20;
 constexpr std::uint64_t kpf_anon = 1ULL << 12, kpf_hwpoison = 1ULL << 19, kpf_ksm = 1ULL << 21,
                         kpf_zero_page = 1ULL << 24;
 
+std::uint64_t sum_of(std::uint64_t a, std::uint64_t b) {
+  return a > UINT64_MAX - b ? UINT64_MAX : a + b;
+}
+
 /// Bytes of `pages` pages, as far as 64 bits hold them.
 std::uint64_t bytes_of(std::uint64_t pages, unsigned shift) {
   return pages > (UINT64_MAX >> shift) ? UINT64_MAX : pages << shift;
@@ -89,7 +93,10 @@ class Auditor {
                          : leaf_sizes_[1];
     if (auto reader = FrameReader::open(process.root(), FrameFacts::has_flags); reader)
       flags_.emplace(std::move(*reader));
-    if (auto map = NumaMap::read(process.root()); map) numa_ = std::move(*map);
+    if (auto map = NumaMap::read(process.root()))
+      numa_ = std::move(*map);
+    else
+      nodes_told_ = missing(process.root(), "proc/self/numa_maps", map.error());
   }
 
   Result<std::vector<Audit>> run(std::span<const Registration> registrations) {
@@ -122,15 +129,28 @@ class Auditor {
   }
 
  private:
+  /// What it means that nodes cannot be read: of a kernel without NUMA (no numa_maps either) all
+  /// memory is node 0's.
+  Told missing(const SysRoot& root, const char* witness, const Error& error) {
+    if (error.code != Errc::not_found) return Told::failed;
+    if (recorded_) return Told::nowhere;
+    const auto file = root.open_file(witness);
+    if (file || file.error().code != Errc::not_found) return Told::failed;
+    one_node_ = true;
+    return Told::yes;
+  }
+
   Result<void> walk(VaRange span, std::span<const Registration> registrations,
                     std::span<const std::size_t> order, std::vector<Audit>& audits) {
     std::vector<Open> open;
     std::size_t next = 0;
+    VirtAddr reached = span.start;
     const auto walked = translate(
         process_, translator_, inspector_, span, options_.walk,
         [&](const Vma* vma, const Extent& extent) {
           // The end of the address space does not fit into 64 bits.
           const VirtAddr end = extent.end().value != 0 ? extent.end() : VirtAddr{UINT64_MAX};
+          reached = end;
           while (next < order.size() && registrations[order[next]].range.start < end) {
             open.push_back(
                 {.registration = &registrations[order[next]], .audit = &audits[order[next]]});
@@ -146,9 +166,19 @@ class Auditor {
           });
           return true;
         });
-    // The last page of the address space has no end in 64 bits, and whatever else was not told.
-    for (Open& o : open) finish(o);
-    for (; next < order.size(); ++next) audits[order[next]].complete = false;
+    // What a walk that was stopped did not come to.
+    const auto missed = [&](const Registration& r, Audit& audit) {
+      const VaRange rest{std::max(r.range.start, reached), r.range.end};
+      audit.complete = false;
+      audit.node_unknown_bytes += rest.bytes();
+      add(audit, AuditFindingKind::unseen, Severity::unknown, "the walk was stopped",
+          {.va = rest.start, .bytes = rest.bytes()});
+    };
+    for (Open& o : open) {
+      missed(*o.registration, *o.audit);
+      finish(o);
+    }
+    for (; next < order.size(); ++next) missed(registrations[order[next]], audits[order[next]]);
     return walked;
   }
 
@@ -201,14 +231,17 @@ class Auditor {
         add(audit, AuditFindingKind::not_registrable, Severity::error, view_.refused, evidence);
       else if (r.device_writes && view_.no_write != nullptr)
         add(audit, AuditFindingKind::not_registrable, Severity::error, view_.no_write, evidence);
-      else if (r.device_writes && (view_.tracked_file || view_.unknown_file))
+      else if (view_.unknown_mount)  // it may be on DAX, or track writes
+        add(audit, AuditFindingKind::file_unknown, Severity::unknown, "mountinfo", evidence);
+      else if (r.device_writes && view_.tracked_file)
         judge_file(audit, evidence);
       else if (options_.planned && !r.device_writes && view_.no_write != nullptr && view_.shared)
         judge_forced_write(audit, evidence);
     }
     if (!r.through_kernel && view_.hugetlb && view_.unlinked)
       add(audit, AuditFindingKind::unlinked, Severity::info, "(deleted)", evidence);
-    if (view_.private_writable && view_.flags_known && !view_.dont_fork)
+    const bool registrable = !r.through_kernel || view_.refused == nullptr;
+    if (view_.copied_at_fork && registrable)
       add(audit, AuditFindingKind::fork_hazard,
           r.copied_at_fork ? Severity::info : planned_or(Severity::warning), "no VmFlags dc",
           evidence);
@@ -221,8 +254,6 @@ class Auditor {
       return add(audit, kind, Severity::warning, "shared file", evidence);
     if (rules_.refuses_files == false)
       return add(audit, kind, Severity::warning, "shared file, before Linux 6.5", evidence);
-    if (view_.unknown_file)
-      return add(audit, AuditFindingKind::file_unknown, Severity::unknown, "mountinfo", evidence);
     if (!rules_.refuses_files)
       return add(audit, kind, Severity::unknown, "shared file; the kernel's release", evidence);
     add(audit, kind, Severity::error, "shared file", evidence);
@@ -257,7 +288,10 @@ class Auditor {
           {.va = beyond.start, .bytes = beyond.bytes()});
   }
 
+  /// Another mapping may have come to the same range since: it is another VMA.
   void look_at(const Vma& vma) {
+    if (vma == seen_) return;
+    seen_ = vma;
     view_ = view_of(vma, inspector_);
     if (!options_.planned || !view_.has_file) return;
     const auto bytes = process_.mapped_file_bytes(vma.range);
@@ -274,12 +308,8 @@ class Auditor {
     Audit& audit = *o.audit;
     const Evidence evidence{.va = part.start, .bytes = part.bytes()};
     const bool first_of_vma = vma != nullptr && part.start >= o.vma_done;
-    if (first_of_vma) {
-      if (view_.range != vma->range) look_at(*vma);
-      judge_vma(o);
-    } else if (vma != nullptr && view_.range != vma->range) {
-      look_at(*vma);
-    }
+    if (vma != nullptr) look_at(*vma);
+    if (first_of_vma) judge_vma(o);
     if (extent.state != PageState::resident) audit.complete = false;
     switch (extent.state) {
       case PageState::resident:
@@ -303,9 +333,11 @@ class Auditor {
         break;
       case PageState::hidden:
         audit.resident_bytes += part.bytes();
+        audit.node_unknown_bytes += part.bytes();
         add(audit, AuditFindingKind::hidden, Severity::unknown, "PFN hidden", evidence);
         break;
       case PageState::unseen:
+        audit.node_unknown_bytes += part.bytes();
         // What cannot be registered at all needs no frames to be told so.
         if (!r.through_kernel || view_.refused == nullptr)
           add(audit, AuditFindingKind::unseen, Severity::unknown, to_string(extent.reason),
@@ -315,6 +347,7 @@ class Auditor {
         add(audit, AuditFindingKind::unmapped, Severity::error, "no VMA", evidence);
         break;
       case PageState::changed:
+        audit.node_unknown_bytes += part.bytes();
         add(audit, AuditFindingKind::changed, Severity::unknown, "", evidence);
         break;
     }
@@ -372,34 +405,46 @@ class Auditor {
   }
 
   void nodes(Open& o, VaRange part, PhysAddr pa) const {
-    Audit& audit = *o.audit;
-    if (!numa_) {
-      audit.node_unknown_bytes += part.bytes();
-      return;
-    }
     for (std::uint64_t done = 0; done < part.bytes();) {
       const PhysAddr at = pa + done;
-      const std::uint64_t bytes = std::min(part.bytes() - done, numa_->run_end(at) - at);
-      const auto node = numa_->node(at);
-      if (!node) {
-        audit.node_unknown_bytes += bytes;
-      } else {
-        auto found = std::ranges::lower_bound(audit.nodes, *node, {},
-                                              &std::pair<unsigned, std::uint64_t>::first);
-        if (found == audit.nodes.end() || found->first != *node)
-          found = audit.nodes.insert(found, {*node, 0});
-        found->second += bytes;
-        if (o.registration->node && *o.registration->node != *node) {
-          add(audit, AuditFindingKind::remote_node, Severity::warning, "node",
-              {.va = part.start + done,
-               .bytes = bytes,
-               .pfn = page_size_.frame(at),
-               .expected = *o.registration->node,
-               .actual = *node});
-        }
+      std::uint64_t bytes = part.bytes() - done;
+      std::optional<unsigned> node;
+      if (numa_) {
+        bytes = std::min(bytes, numa_->run_end(at) - at);
+        node = numa_->node(at);
+      } else if (one_node_ && !view_.device_memory) {
+        node = 0;
       }
+      const Evidence evidence{.va = part.start + done, .bytes = bytes, .pfn = page_size_.frame(at)};
+      if (node)
+        on_node(o, *node, evidence);
+      else
+        on_unknown_node(o, evidence);
       done += bytes;
     }
+  }
+
+  static void on_node(Open& o, unsigned node, Evidence evidence) {
+    Audit& audit = *o.audit;
+    auto found =
+        std::ranges::lower_bound(audit.nodes, node, {}, &std::pair<unsigned, std::uint64_t>::first);
+    if (found == audit.nodes.end() || found->first != node)
+      found = audit.nodes.insert(found, {node, 0});
+    found->second += evidence.bytes;
+    if (!o.registration->node || *o.registration->node == node) return;
+    evidence.expected = *o.registration->node;
+    evidence.actual = node;
+    add(audit, AuditFindingKind::remote_node, Severity::warning, "node", evidence);
+  }
+
+  void on_unknown_node(Open& o, Evidence evidence) const {
+    o.audit->node_unknown_bytes += evidence.bytes;
+    // Nobody expects a node of a device's own memory, or of a recording without nodes.
+    const bool expected = o.registration->node.has_value();
+    if (!expected && (view_.device_memory || nodes_told_ == Told::nowhere)) return;
+    if (expected) evidence.expected = *o.registration->node;
+    add(*o.audit, AuditFindingKind::node_unknown, Severity::unknown,
+        numa_ ? "no node's RAM" : "/sys/devices/system/node", evidence);
   }
 
   /// Frames whose facts the first of them tells. A poisoned page of a transparent huge page has its
@@ -515,6 +560,16 @@ class Auditor {
         left.start = run->end;
       }
     };
+    if (view_.pfnmap) return;  // no zone's
+    const auto untold = [&](Told told, bool& known, const char* flag) {
+      if (told == Told::yes) return;
+      known = false;
+      if (told == Told::failed)
+        add(*o.audit, AuditFindingKind::zone_unknown, Severity::unknown, flag,
+            evidence_of(part, pfn, pfn, frames));
+    };
+    untold(zones_.movable_told(), o.audit->movable_known, "zoneinfo");
+    untold(zones_.cma_told(), o.audit->cma_known, "/sys/kernel/debug/cma");
     each(AuditFindingKind::movable, "ZONE_MOVABLE",
          [&](FrameRange r) { return zones_.movable(r); });
     each(AuditFindingKind::cma, "CMA", [&](FrameRange r) { return zones_.cma(r); });
@@ -582,24 +637,29 @@ class Auditor {
     const auto counts = [](const Registration& r) { return r.through_kernel; };
     if (std::ranges::none_of(registrations, counts)) return;
     const LockLimits limits = read_lock_limits(process_);
-    const bool told = limits.memlock && (!options_.planned || limits.pinned ||
-                                         limits.ipc_lock == true || *limits.memlock == UINT64_MAX);
+    const bool unlimited = limits.ipc_lock == true || limits.memlock == UINT64_MAX;
+    const bool told = unlimited || (limits.memlock && (!options_.planned || limits.pinned));
     std::uint64_t sum = options_.planned ? limits.pinned.value_or(0) : 0;
+    sum = sum_of(sum, options_.pinned_before);
     for (std::size_t i = 0; i < registrations.size(); ++i) {
       const Registration& r = registrations[i];
       if (!r.through_kernel) continue;
       const Evidence whole{.va = r.range.start, .bytes = r.range.bytes()};
       if (!told) {
-        if (options_.planned)
-          add(audits[i], AuditFindingKind::limits_unknown, Severity::unknown, "limits", whole);
+        audits[i].limits_known = false;
+        // A recording of what is registered already may do without.
+        if (options_.planned || !recorded_)
+          add(audits[i], AuditFindingKind::limits_unknown, Severity::unknown,
+              limits.memlock ? "status" : "limits", whole);
         continue;
       }
+      sum = sum_of(sum, pinned_bytes({&r, 1}, page_size_));
+      if (unlimited) continue;
       const std::uint64_t memlock = *limits.memlock;
-      const std::uint64_t bytes = bytes_of(blocks(r.range, page_size_.shift()), page_size_.shift());
-      sum = bytes > UINT64_MAX - sum ? UINT64_MAX : sum + bytes;
-      if (limits.ipc_lock == true || sum <= memlock) continue;
+      if (sum <= memlock) continue;
       if (!limits.ipc_lock) {
-        add(audits[i], AuditFindingKind::limits_unknown, Severity::unknown, "limits", whole);
+        audits[i].limits_known = false;
+        add(audits[i], AuditFindingKind::limits_unknown, Severity::unknown, "status", whole);
         continue;
       }
       Evidence evidence = whole;
@@ -620,11 +680,14 @@ class Auditor {
   std::optional<FrameReader> flags_;
   bool counted_ = false;  ///< flags_ reads mapcounts, too
   std::optional<NumaMap> numa_;
+  Told nodes_told_ = Told::yes;
+  bool one_node_ = false;  ///< a kernel without NUMA
   PinZones zones_;
   PinReader pins_;
   const PinRules rules_;
   const bool nothing_poisoned_;
   const bool recorded_;
+  Vma seen_;  ///< what view_ is of
   VmaView view_;
 };
 
@@ -639,6 +702,15 @@ std::optional<Severity> Audit::worst() const {
     if (!worst || rank(f.severity) > rank(*worst)) worst = f.severity;
   }
   return worst;
+}
+
+std::uint64_t pinned_bytes(std::span<const Registration> registrations, PageSize page_size) {
+  std::uint64_t sum = 0;
+  for (const Registration& r : registrations) {
+    if (r.through_kernel)
+      sum = sum_of(sum, bytes_of(blocks(r.range, page_size.shift()), page_size.shift()));
+  }
+  return sum;
 }
 
 Result<std::vector<Audit>> audit(const Process& process, Translator& translator,

@@ -46,6 +46,17 @@ std::optional<std::string_view> after(std::string_view line, std::string_view ke
   return trimmed(line.substr(key.size()));
 }
 
+/// A line of /proc/meminfo, in kB; within: empty where the file has no such number.
+Result<std::optional<std::uint64_t>> memory_kilobytes(const SysRoot& root, std::string_view key) {
+  const auto text = root.read_file("proc/meminfo");
+  if (!text) return std::unexpected(text.error());
+  std::string_view rest = *text;
+  while (!rest.empty()) {
+    if (const auto value = after(take_line(rest), key)) return number(*value);
+  }
+  return std::nullopt;
+}
+
 std::optional<FrameRange> first_common(FrameRange a, const std::vector<FrameRange>& all) {
   std::optional<FrameRange> first;
   for (const FrameRange& b : all) {
@@ -68,7 +79,10 @@ VmaView view_of(const Vma& vma, VmaInspector& inspector) {
   const auto flags = inspector.flags(vma);
   view.flags_known = flags.has_value();
   if (flags) {
-    view.dont_fork = flags->has("dc");
+    // dup_mmap() leaves out the first, and copies no pages of the second; VM_PFNMAP has none that
+    // would move.
+    const bool not_copied = flags->has("dc") || flags->has("wf") || flags->has("pf");
+    view.copied_at_fork = view.private_writable && !not_copied;
     view.mergeable = flags->has("mg");
     view.hugetlb = view.hugetlb || flags->has("ht");
     view.pfnmap = flags->has("pf");
@@ -79,22 +93,26 @@ VmaView view_of(const Vma& vma, VmaInspector& inspector) {
   }
   if (!view.refused && !vma.readable && !vma.writable) view.refused = "no access (PROT_NONE)";
   if (!vma.writable) view.no_write = "not writable";
+  if (flags && flags->has("ss")) view.no_write = "VmFlags ss (shadow stack)";
+  view.device_memory = view.pfnmap;
   switch (inspector.classify(vma).kind) {
     case VmaKind::secretmem:
       view.refused = "secretmem";
       break;
     case VmaKind::dax:
+      view.device_memory = true;
       // vma_is_fsdax(): private mappings, too; not the character device.
       if (!vma.path.starts_with("/dev/dax")) view.refused = "file on DAX";
       break;
     case VmaKind::file:
-      if (vma.shared && vma.writable) {
+      if (const auto filesystem = inspector.filesystem(vma); !filesystem) {
+        view.unknown_mount = true;
+      } else if (vma.shared && vma.writable) {
         // vma_needs_dirty_tracking(): every file system with a disk or a server behind it.
-        const auto filesystem = inspector.filesystem(vma);
         constexpr std::string_view memory[] = {"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"};
-        view.unknown_file = !filesystem || filesystem->empty();
+        view.unknown_mount = filesystem->empty();
         view.tracked_file =
-            !view.unknown_file && std::ranges::find(memory, *filesystem) == std::end(memory);
+            !filesystem->empty() && std::ranges::find(memory, *filesystem) == std::end(memory);
       }
       break;
     default:
@@ -113,37 +131,63 @@ PinRules::PinRules(const std::string& release) {
 }
 
 PinZones::PinZones(const SysRoot& root) : root_(root) {
-  if (auto text = root.read_file("proc/zoneinfo"); text) {
-    std::string_view rest = *text;
-    bool in_movable = false;
-    std::uint64_t spanned = 0;
-    while (!rest.empty()) {
-      const std::string_view line = take_line(rest);
-      if (line.starts_with("Node ")) {
-        in_movable = line.ends_with(" Movable");
-        spanned = 0;
-      } else if (in_movable) {
-        if (const auto value = after(line, "spanned")) spanned = number(*value).value_or(0);
-        if (const auto value = after(line, "start_pfn:"); value && spanned != 0) {
-          const std::uint64_t start = number(*value).value_or(0);
-          if (start <= UINT64_MAX - spanned) movable_.push_back({{start}, {start + spanned}});
-        }
+  read_zones();
+  read_cma();
+}
+
+void PinZones::read_zones() {
+  const auto text = root_.read_file("proc/zoneinfo");
+  if (!text) {
+    movable_told_ =
+        root_.recorded() && text.error().code == Errc::not_found ? Told::nowhere : Told::failed;
+    return;
+  }
+  std::string_view rest = *text;
+  bool in_movable = false, any = false;
+  std::optional<std::uint64_t> spanned;
+  while (!rest.empty()) {
+    const std::string_view line = take_line(rest);
+    if (line.starts_with("Node ")) {
+      any = true;
+      in_movable = line.ends_with(" Movable");
+      spanned = 0;
+    } else if (in_movable) {
+      if (const auto value = after(line, "spanned")) spanned = number(*value);
+      if (const auto value = after(line, "start_pfn:"); value && spanned != 0) {
+        const auto start = number(*value);
+        if (start && spanned && *start <= UINT64_MAX - *spanned)
+          movable_.push_back({{*start}, {*start + *spanned}});
+        else
+          movable_told_ = Told::failed;
       }
     }
   }
-  if (!movable_.empty()) {
-    if (auto text = root.read_file("sys/devices/system/memory/block_size_bytes"); text)
-      block_frames_ = root.page_size().pages(number(*text, 16).value_or(0));
+  if (!any) movable_told_ = Told::failed;
+  if (movable_.empty()) return;
+  if (const auto size = root_.read_file("sys/devices/system/memory/block_size_bytes"))
+    block_frames_ = root_.page_size().pages(number(*size, 16).value_or(0));
+}
+
+void PinZones::read_cma() {
+  const auto areas = root_.list("sys/kernel/debug/cma");
+  if (!areas) {
+    const auto total = memory_kilobytes(root_, "CmaTotal:");
+    // Without the line a running kernel has no CMA.
+    if (total && (*total ? **total == 0 : !root_.recorded())) return;
+    const bool nowhere = areas.error().code == Errc::not_found && (total || root_.recorded());
+    cma_told_ = nowhere ? Told::nowhere : Told::failed;
+    return;
   }
-  if (auto areas = root.list("sys/kernel/debug/cma"); areas) {
-    for (const std::string& area : *areas) {
-      const std::string folder = "sys/kernel/debug/cma/" + area;
-      const auto base = root.read_file((folder + "/base_pfn").c_str());
-      const auto count = root.read_file((folder + "/count").c_str());
-      if (!base || !count) continue;
-      const std::uint64_t start = number(*base).value_or(0), frames = number(*count).value_or(0);
-      if (frames != 0 && start <= UINT64_MAX - frames) cma_.push_back({{start}, {start + frames}});
-    }
+  for (const std::string& area : *areas) {
+    const std::string folder = "sys/kernel/debug/cma/" + area;
+    const auto base = root_.read_file((folder + "/base_pfn").c_str());
+    const auto count = root_.read_file((folder + "/count").c_str());
+    const auto start = base ? number(*base) : std::nullopt;
+    const auto frames = count ? number(*count) : std::nullopt;
+    if (!start || !frames || *start > UINT64_MAX - *frames)
+      cma_told_ = Told::failed;
+    else if (*frames != 0)
+      cma_.push_back({{*start}, {*start + *frames}});
   }
 }
 
@@ -171,13 +215,8 @@ std::optional<FrameRange> PinZones::cma(FrameRange frames) const {
 }
 
 bool nothing_poisoned(const SysRoot& root) {
-  const auto text = root.read_file("proc/meminfo");
-  if (!text) return false;
-  std::string_view rest = *text;
-  while (!rest.empty()) {
-    if (const auto value = after(take_line(rest), "HardwareCorrupted:")) return number(*value) == 0;
-  }
-  return false;
+  const auto corrupted = memory_kilobytes(root, "HardwareCorrupted:");
+  return corrupted && *corrupted == 0;
 }
 
 PinReader::PinReader(const SysRoot& root) {
@@ -372,6 +411,14 @@ KindText text_of(AuditFindingKind kind) {
       return {"iova-unknown",
               "a DPDK primary with --in-memory or --no-shconf shares no table of its IOVAs: start it "
               "without these, or use DPDK 23.07 or newer, whose telemetry tells them"};
+    case AuditFindingKind::node_unknown:
+      return {"node-unknown",
+              "/sys/devices/system/node does not tell the node of these frames: mount /sys, or "
+              "record it"};
+    case AuditFindingKind::zone_unknown:
+      return {
+          "zone-unknown",
+          "/proc/zoneinfo, or an area below /sys/kernel/debug/cma, could not be read: ask again"};
   }
   return {"unknown", "ask again"};
 }

@@ -22,7 +22,8 @@ struct VmaView {
   VaRange range;
   bool private_writable = false;
   bool flags_known = false;
-  bool dont_fork = false;
+  bool copied_at_fork =
+      false;  ///< fork(2) shares its pages with the child until one of both writes
   bool mergeable = false;  ///< VM_MERGEABLE: nothing else is ever merged
   bool hugetlb = false;
   bool pfnmap = false;
@@ -32,7 +33,8 @@ struct VmaView {
   bool shared = false;
   bool has_file = false;
   bool tracked_file = false;   ///< shared and writable, of a file system that tracks writes
-  bool unknown_file = false;   ///< shared and writable, of a file system that is not known
+  bool unknown_mount = false;  ///< a file of which mountinfo could not tell the file system
+  bool device_memory = false;  ///< of no node's RAM: a driver's, or DAX
   std::optional<VirtAddr> file_end;  ///< the first page that the file does not reach
 };
 VmaView view_of(const Vma& vma, VmaInspector& inspector);
@@ -53,12 +55,21 @@ struct FrameRange {
   Pfn start, end;
 };
 
+/// Whether a fact of the machine could be read.
+enum class Told : std::uint8_t {
+  yes,
+  nowhere,  ///< it was not recorded, or this kernel shows it to nobody
+  failed,   ///< it is there and could not be read
+};
+
 /// Frames that a long-term pin makes the kernel migrate: ZONE_MOVABLE by /proc/zoneinfo and the
 /// memory blocks' valid_zones (zones' spans may overlap), CMA by debugfs.
 class PinZones {
  public:
   explicit PinZones(const SysRoot& root);
 
+  Told movable_told() const { return movable_told_; }
+  Told cma_told() const { return cma_told_; }
   /// The first run of frames within [first, end) in ZONE_MOVABLE.
   std::optional<FrameRange> movable(FrameRange frames) const;
   /// The same of a CMA area.
@@ -66,7 +77,10 @@ class PinZones {
 
  private:
   bool block_is_movable(std::uint64_t block) const;
+  void read_zones();
+  void read_cma();
   SysRoot root_;
+  Told movable_told_ = Told::yes, cma_told_ = Told::yes;
   std::vector<FrameRange> movable_, cma_;
   std::uint64_t block_frames_ = 0;  ///< of a memory block; 0: not known
 };

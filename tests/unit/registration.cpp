@@ -5,6 +5,7 @@
 
 #include "support/catch.hpp"
 #include "support/recorded.hpp"
+#include "support/temp_dir.hpp"
 
 using namespace vmem;
 using namespace vmem::test;
@@ -45,6 +46,7 @@ class System {
     return audit_all({r}, planned).front();
   }
   const Process& process() const { return process_; }
+  const std::filesystem::path& directory() const { return recorded_.directory().path(); }
 
  private:
   static SystemModel model(const Setup& setup) {
@@ -261,6 +263,79 @@ TEST_CASE("registration: fork and copy-on-write") {
   CHECK(kinds(shared.audit_one(range(0, 8 * 4096))).find("fork") == std::string::npos);
 }
 
+TEST_CASE("registration: what fork does not copy is no fork hazard, whichever flag says so") {
+  const auto hazard = [](const std::string& perms, const std::string& flags) {
+    System system(
+        {.perms = perms, .flags = flags, .bytes = 8192, .entries = {{base, 2, mine | 0x100, 1}}});
+    Registration r = range(0, 8192);
+    r.device_writes = false;
+    const Audit a = system.audit_one(r);
+    return find(a, AuditFindingKind::fork_hazard) != nullptr;
+  };
+  CHECK(hazard("rw-p", "rd wr mr mw me ac"));
+  CHECK_FALSE(hazard("rw-p", "rd wr mr mw me ac dc"));
+  CHECK_FALSE(hazard("rw-p", "rd wr mr mw me ac wf"));
+  CHECK_FALSE(hazard("rw-p", "rd wr mr mw me ac dc wf"));
+  CHECK_FALSE(hazard("rw-p", "rd wr mr mw me pf io"));
+  CHECK_FALSE(hazard("rw-p", "rd wr mr mw me io"));  // cannot be registered
+  CHECK_FALSE(hazard("rw-s", "rd wr sh mr mw me ms"));
+  CHECK_FALSE(hazard("r--p", "rd mr mw me ac"));
+  CHECK(hazard("rw-p", "rd wr mr mw me de ht"));  // huge pages are copied as others are
+}
+
+TEST_CASE("registration: another mapping at the same range is another VMA") {
+  System system({.flags = "rd wr mr mw me ac",
+                 .bytes = 16 << 20,
+                 .entries = {{base, 4096, mine | 0x400, 1}}});
+  /// Walks as pagemap does; after the first walk another mapping takes the place.
+  class Replacing : public Translator {
+   public:
+    Replacing(std::unique_ptr<Translator> real, std::filesystem::path process)
+        : real_(std::move(real)), process_(std::move(process)) {}
+    Backend backend() const override { return real_->backend(); }
+    std::uint8_t known_bits() const override { return real_->known_bits(); }
+    bool sees_pfnmap() const override { return real_->sees_pfnmap(); }
+    Result<void> walk(VaRange range, const WalkOptions& options, ExtentSink sink) override {
+      auto walked = real_->walk(range, options, sink);
+      if (++walks_ == 1) {
+        const std::string line =
+            "7f0000000000-7f0001000000 rw-s 00000000 00:01 9 /dev/zero (deleted)\n";
+        write_file(process_ / "new", line);  // who reads the old one goes on
+        std::filesystem::rename(process_ / "new", process_ / "maps");
+        write_file(process_ / "new", line + "VmFlags: rd wr sh mr mw me ms \n");
+        std::filesystem::rename(process_ / "new", process_ / "smaps");
+      }
+      return walked;
+    }
+
+   private:
+    std::unique_ptr<Translator> real_;
+    std::filesystem::path process_;
+    int walks_ = 0;
+  };
+  auto real = open_translator(system.process(), Backend::pagemap);
+  REQUIRE(real);
+  Replacing translator{std::move(*real), system.directory() / "proc/1"};
+  // Far apart, so that each is walked by itself.
+  const std::vector<Registration> all = {range(0, 4096), range(8 << 20, 4096)};
+  const auto audits = audit(system.process(), translator, all, {});
+  if (!audits) FAIL(to_string(audits.error()));
+  CHECK(kinds((*audits)[0]) == "fork-hazard:warning");
+  CHECK(kinds((*audits)[1]) == "");
+}
+
+TEST_CASE("registration: what a stopped walk did not reach is unknown") {
+  System system({.bytes = 16 << 20, .entries = {{base, 4096, mine | 0x400, 1}}});
+  auto translator = open_translator(system.process());
+  REQUIRE(translator);
+  AuditOptions options;
+  options.walk.stop = [] { return true; };
+  const std::vector<Registration> all = {range(0, 4096), range(8 << 20, 4096)};
+  const auto audits = audit(system.process(), **translator, all, options);
+  REQUIRE(audits);
+  for (const Audit& a : *audits) CHECK(a.worst() == Severity::unknown);
+}
+
 TEST_CASE("registration: frame flags name KSM, the zero page and poison") {
   System system({.bytes = 8 * 4096,
                  .entries = {{base, 8, mine | 0x100, 1}},
@@ -340,6 +415,8 @@ TEST_CASE("registration: what get_user_pages() refuses") {
   CHECK(refused("r--p", "rd mr mw me", true) == "not writable");
   CHECK(refused("r--p", "rd mr mw me", false).empty());
   CHECK(refused("---p", "mr mw me", false) == "no access (PROT_NONE)");
+  CHECK(refused("rw-p", "rd wr mr mw me ac ss", true) == "VmFlags ss (shadow stack)");
+  CHECK(refused("rw-p", "rd wr mr mw me ac ss", false).empty());
 }
 
 TEST_CASE("registration: a device mapping that pagemap cannot show is refused, not unknown") {
@@ -415,6 +492,62 @@ TEST_CASE("registration: nodes") {
   CHECK(find(a, AuditFindingKind::remote_node)->where.front().actual == 0);
 }
 
+TEST_CASE("registration: a node that cannot be told is unknown, not clean") {
+  const std::vector<EntryRun> entries = {{base, 1, mine | 0x7fff, 0},
+                                         {base + 4096, 1, mine | 0x8000, 0}};
+  Registration r = range(0, 8192);
+  r.node = 1;
+  System none({.bytes = 8192, .entries = entries});
+  const Audit expected = none.audit_one(r);
+  CHECK(kinds(expected) == "node-unknown:unknown");
+  CHECK(expected.node_unknown_bytes == 8192);
+  REQUIRE(find(expected, AuditFindingKind::node_unknown));
+  CHECK(find(expected, AuditFindingKind::node_unknown)->where.front().expected == 1);
+  // A recording without nodes, of which nobody expects one: said, but no finding.
+  const Audit nobody = none.audit_one(range(0, 8192));
+  CHECK(kinds(nobody) == "");
+  CHECK(nobody.node_unknown_bytes == 8192);
+  CHECK(nobody.nodes.empty());
+
+  // Of a machine that tells nodes, a frame of none of them, whoever asks.
+  const std::map<std::string, std::string> half = {
+      {"sys/devices/system/memory/block_size_bytes", "8000000\n"},
+      {"sys/devices/system/node/node1/memory1/online", "1\n"}};
+  System part({.bytes = 8192, .entries = entries, .files = half});
+  const Audit a = part.audit_one(range(0, 8192));
+  CHECK(kinds(a) == "node-unknown:unknown");
+  CHECK(find(a, AuditFindingKind::node_unknown)->bytes == 4096);
+  CHECK(a.nodes == std::vector<std::pair<unsigned, std::uint64_t>>{{1, 4096}});
+  CHECK(a.node_unknown_bytes == 4096);
+}
+
+TEST_CASE("registration: zones that cannot be told are unknown; of those not recorded it is said") {
+  const auto zones = [](const std::map<std::string, std::string>& files) {
+    System system({.bytes = 8192, .entries = {{base, 2, mine | 0x100, 1}}, .files = files});
+    return system.audit_one(range(0, 8192));
+  };
+  const Audit nothing = zones({});
+  CHECK(kinds(nothing) == "");
+  CHECK_FALSE(nothing.movable_known);
+  CHECK_FALSE(nothing.cma_known);
+  CHECK_FALSE(nothing.limits_known);
+  const std::string normal = "Node 0, zone   Normal\n        spanned  65536\n";
+  const Audit all = zones({{"proc/zoneinfo", normal}, {"proc/meminfo", "CmaTotal:   0 kB\n"}});
+  CHECK(kinds(all) == "");
+  CHECK(all.movable_known);
+  CHECK(all.cma_known);
+  for (const char* const text :
+       {"", "junk\n", "Node 0, zone  Movable\n        spanned  x\n  start_pfn:  1\n"}) {
+    const Audit bad = zones({{"proc/zoneinfo", text}});
+    CHECK(kinds(bad) == "zone-unknown:unknown");
+    CHECK_FALSE(bad.movable_known);
+  }
+  CHECK(kinds(zones({{"sys/kernel/debug/cma/a/base_pfn", "1\n"}})) == "zone-unknown:unknown");
+  CHECK(kinds(zones({{"sys/kernel/debug/cma/a/base_pfn", "1\n"},
+                     {"sys/kernel/debug/cma/a/count", "x\n"}})) == "zone-unknown:unknown");
+  CHECK_FALSE(zones({{"proc/meminfo", "CmaTotal:   65536 kB\n"}}).cma_known);
+}
+
 TEST_CASE("registration: ZONE_MOVABLE by its span, and by the block where zones overlap") {
   const std::string zones =
       "Node 0, zone   Normal\n  pages free     1\n        spanned  65536\n  start_pfn:           "
@@ -469,6 +602,20 @@ TEST_CASE("registration: RLIMIT_MEMLOCK counts every registration, also the same
   CHECK(kinds(root.audit_all(three)[2]) == "");
   System unlimited(system("unlimited", "0000000000000000", "0"));
   CHECK(kinds(unlimited.audit_all(three)[2]) == "");
+  // A list that is audited in parts: the limit holds for all of it.
+  {
+    auto translator = open_translator(limited.process());
+    REQUIRE(translator);
+    AuditOptions options;
+    options.pinned_before = pinned_bytes(std::span(three).first(2), PageSize{4096});
+    CHECK(options.pinned_before == 32768);
+    const auto last = audit(limited.process(), **translator, std::span(three).last(1), options);
+    REQUIRE(last);
+    CHECK(kinds(last->front()) == "over-memlock:error");
+    CHECK(find(last->front(), AuditFindingKind::over_memlock)->where.front().actual == 36864);
+    const std::vector<Registration> huge(3, {.range = {{0}, {UINT64_MAX}}});
+    CHECK(pinned_bytes(huge, PageSize{4096}) == UINT64_MAX);
+  }
   // What was not recorded is not 0.
   const auto without = [&](const std::string& field, const char* limit, std::string capabilities) {
     Setup setup = system(limit, capabilities, "0");
@@ -589,6 +736,9 @@ TEST_CASE("plan: a shared mapping of a file, by the kernel's release and the fil
   CHECK(plan("5.14.0-570.el9.x86_64", "ext4", true) == "no-longterm-pin:unknown" + limits);
   CHECK(plan("", "ext4", true) == "no-longterm-pin:unknown" + limits);
   CHECK(plan("6.18.0", "", true) == "file-unknown:unknown" + limits);
+  // It could be on DAX, which no access is right for.
+  CHECK(plan("6.18.0", "", false) == "file-unknown:unknown" + limits);
+  CHECK(plan("6.18.0", "", true, "rw-p").starts_with("file-unknown:unknown"));
   CHECK(plan("6.18.0", "tmpfs", true) == limits.substr(1));
   CHECK(plan("6.18.0", "ramfs", true) == limits.substr(1));
   CHECK(plan("6.18.0", "ext4", false) == limits.substr(1));

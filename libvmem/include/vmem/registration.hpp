@@ -67,7 +67,7 @@ enum class AuditFindingKind : std::uint8_t {
   page_size,        ///< mapped by smaller pages than the registration says
   no_longterm_pin,  ///< shared, of a file system that must know of writes: Linux 6.5 refuses
   beyond_eof,       ///< past the end of the mapped file: touching it is SIGBUS
-  fork_hazard,      ///< private, writable, without MADV_DONTFORK
+  fork_hazard,      ///< private, writable, without MADV_DONTFORK or MADV_WIPEONFORK
   shared_cow,       ///< the next write of the process moves the page away from the device
   ksm,              ///< merged with equal pages: as shared_cow
   zero_page,        ///< the kernel's zero page: as shared_cow
@@ -90,6 +90,8 @@ enum class AuditFindingKind : std::uint8_t {
   file_unknown,     ///< the mapped file's size or file system cannot be read
   limits_unknown,   ///< limits or status of the process cannot be read
   iova_unknown,     ///< the device was told an address, and nothing tells which
+  node_unknown,     ///< the NUMA node of a frame cannot be told
+  zone_unknown,     ///< which frames are ZONE_MOVABLE or CMA cannot be told
 };
 VMEM_EXPORT std::string_view to_string(AuditFindingKind);  ///< "not-resident"
 /// What to do about it; never empty.
@@ -127,7 +129,13 @@ struct Audit {
   std::uint64_t ideal_page_size = 0;  ///< the largest that fits into the range
   std::uint64_t ideal_entries = 0;
   std::vector<std::pair<unsigned, std::uint64_t>> nodes;  ///< node, bytes; ascending
+  /// Bytes whose node is not known, of what is or may be in memory. Of a registration that has a
+  /// node, and of a machine that should tell, that is a finding (node_unknown) as well.
   std::uint64_t node_unknown_bytes = 0;
+  // What a recorded system does not hold, or a kernel does not show to anybody, without a finding.
+  bool movable_known = true;  ///< whether movable would have been found
+  bool cma_known = true;      ///< whether cma would have been found
+  bool limits_known = true;   ///< whether over_memlock would have been found
   /// Of a registration that must be pinned: whether each frame in memory was asked about (only
   /// the kernel module tells). False: that it is not pinned could not have been found.
   bool pins_checked = false;
@@ -150,8 +158,16 @@ VMEM_EXPORT LockLimits read_lock_limits(const Process& process);
 struct AuditOptions {
   /// Ask what registering would meet: absent and swapped pages are then brought in by it (info).
   bool planned = false;
+  /// pinned_bytes() of what earlier calls audited: a long list may be audited in parts, and the limit
+  /// on locked memory holds for all of them.
+  std::uint64_t pinned_before = 0;
   WalkOptions walk = {.every_page = true, .whole_hugetlb = true};
 };
+
+/// Bytes of whole pages that the kernel pins for those that are registered through it, each by
+/// itself; UINT64_MAX for what 64 bits do not hold.
+VMEM_EXPORT std::uint64_t pinned_bytes(std::span<const Registration> registrations,
+                                       PageSize page_size);
 
 /// Judges registrations of one process, in any order, overlapping or not; the answers are in the
 /// order of the questions. The process is walked once, whatever the number of registrations.
