@@ -123,14 +123,14 @@ Status finish_output(Output& out, Status status, const Messages& messages) {
   return Status::unanswered;
 }
 
-void drop_capabilities(Writes writes) {
+void drop_capabilities(Writes writes, std::uint64_t also) {
   __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
   __user_cap_data_struct data[2];
   if (syscall(SYS_capget, &header, data) != 0) return;
   // Other users' files in /proc; PFNs; /proc/kcore and /proc/kallsyms, which lead BPF to the direct
   // map. The last two are newer than some headers.
   constexpr unsigned cap_perfmon = 38, cap_bpf = 39;
-  std::uint64_t keep = 0;
+  std::uint64_t keep = also;
   for (const unsigned n :
        {unsigned{CAP_DAC_READ_SEARCH}, unsigned{CAP_SYS_PTRACE}, unsigned{CAP_SYS_ADMIN},
         unsigned{CAP_SYS_RAWIO}, unsigned{CAP_SYSLOG}, cap_perfmon, cap_bpf}) {

@@ -63,8 +63,8 @@ inline constexpr std::string_view smaps_stalled_hint =
 enum class Writes : std::uint8_t { output, files };
 
 /// Of its capabilities a tool keeps what some backend reads with. The library leaves them alone:
-/// they are its caller's.
-void drop_capabilities(Writes writes);
+/// they are its caller's. `also`: those that this tool needs besides, as bits (1 << CAP_…).
+void drop_capabilities(Writes writes, std::uint64_t also = 0);
 
 /// CPUs that this process may run on, `most` at most. (hardware_concurrency() reads a file of
 /// /sys, and does not know of taskset.)

@@ -2,6 +2,8 @@
 /// regaudit: whether memory that a device was told of is still what it was told.
 #include "regaudit.hpp"
 
+#include <linux/capability.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <iterator>
@@ -87,6 +89,10 @@ int run(int argc, char** argv) {
     return 2;
   }
   const std::string mode = words->front();
+  // What `trace` runs keeps its caller's. The kernel tells keys of memory regions with
+  // CAP_NET_ADMIN, and a DPDK primary's telemetry socket may be another user's.
+  drop_capabilities(options.junit.empty() && mode != "dpdk" ? Writes::output : Writes::files,
+                    mode == "rdma" ? std::uint64_t{1} << CAP_NET_ADMIN : 0);
   words->erase(words->begin());
   const bool dpdk = mode == "dpdk";
   if (!dpdk && !(options.prefix.empty() && options.directory.empty() && options.pid.empty())) {
