@@ -4,6 +4,8 @@
 
 #include <cstdint>
 #include <optional>
+#include <set>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -59,19 +61,77 @@ struct Report {
   bool unanswered = false;
 };
 
+/// Audits `registrations` of `process` with what `source` tells and adds the group.
+/// `pinned_before`: pinned_bytes() of the parts before this one. False: it could not be done, and
+/// the reason has been said.
+bool audit_with(Report& report, Translator& source, const Process& process, std::string label,
+                std::vector<Registration> registrations, bool planned, std::uint64_t pinned_before,
+                const Messages& messages);
+
 /// Opens the source of page facts, audits `registrations` of `process` and adds the group.
 /// False: it could not be done, and the reason has been said.
 bool audit_into(Report& report, const RegauditOptions& options, const Process& process,
                 std::string label, std::vector<Registration> registrations, bool planned,
                 const Messages& messages);
 
+/// Who asks, and of what: what is to be done about a finding depends on it.
+struct Asked {
+  std::string_view mode = "dpdk";  ///< Report::mode
+  bool recorded = false;
+  bool root = false;  ///< the user ID is 0
+  const Registration* registration = nullptr;
+  const Audit* audit = nullptr;  ///< all that was found of it
+};
+Asked asked_in(const Report& report, const SysRoot& root);
+/// One sentence, without a full stop.
+std::string advice_for(const AuditFinding& finding, const Asked& asked);
+
 /// {"severity":…}: one finding; its detail in words.
-std::string finding_json(const AuditFinding& finding);
+std::string finding_json(const AuditFinding& finding, const Asked& asked = {});
 std::string detail_of(const AuditFinding& finding, bool bytes);
 /// "clean", "warning", "error" or "unknown".
 std::string_view verdict_of(const Audit& audit);
 
-/// Prints table or JSON, writes --junit, and returns the exit status.
+/// Shows a report, or a long one in parts as they come: the first with all that is not of a
+/// registration. What a part holds may be forgotten once it was shown.
+class Presenter {
+ public:
+  Presenter(const RegauditOptions& options, const SysRoot& root, const Messages& messages);
+
+  /// False: the columns asked for are none, and it has been said.
+  bool valid() const { return valid_; }
+  /// False once nobody reads what is printed any more.
+  bool part(const Report& report);
+  /// What ends the output. `stopped`: why not all was audited, and what to do about it; empty: all
+  /// was. Writes --junit, and returns the exit status.
+  int end(const Report& report, std::string_view stopped = {}, std::string_view hint = {});
+
+ private:
+  struct Summary {
+    std::uint64_t registrations = 0, bytes = 0, clean = 0, warning = 0, error = 0, unknown = 0;
+  };
+  void begin(const Report& report);
+  void text_part(const Report& report);
+  void json_part(const Report& report);
+  void junit_part(const Report& report);
+  void count(const Report& report);
+  bool write_junit(const Report& report) const;
+
+  const RegauditOptions& options_;
+  const SysRoot& root_;
+  const Messages& messages_;
+  Output out_;
+  std::vector<std::size_t> columns_;
+  bool valid_ = false;
+  bool begun_ = false, any_row_ = false, any_json_ = false;
+  bool hidden_ = false, limits_missing_ = false;
+  std::set<std::string, std::less<>> advised_;  ///< once is enough
+  std::set<std::string_view> not_told_;
+  Summary summary_;
+  std::string junit_;
+};
+
+/// Shows a report whole, and returns the exit status.
 int show(const Report& report, const RegauditOptions& options, const SysRoot& root,
          const Messages& messages);
 std::string regaudit_columns();

@@ -36,6 +36,7 @@ std::string node_of(const Audit& audit) {
     if (!nodes.empty()) nodes += ',';
     nodes += std::to_string(node);
   }
+  if (!nodes.empty() && audit.node_unknown_bytes != 0) nodes += ",-";
   return nodes.empty() ? "-" : nodes;
 }
 
@@ -134,103 +135,34 @@ std::string_view color_of(Severity severity) {
   return "";
 }
 
-struct Summary {
-  std::uint64_t registrations = 0, bytes = 0, clean = 0, warning = 0, error = 0, unknown = 0;
-};
-
-Summary summary_of(const Report& report) {
-  Summary s;
-  for (const AuditGroup& group : report.groups) {
-    for (std::size_t i = 0; i < group.audits.size(); ++i) {
-      ++s.registrations;
-      s.bytes += group.registrations[i].range.bytes();
-      const std::string_view verdict = verdict_of(group.audits[i]);
-      ++(verdict == "clean"     ? s.clean
-         : verdict == "warning" ? s.warning
-         : verdict == "error"   ? s.error
-                                : s.unknown);
-    }
-    for (const Unlocated& u : group.unlocated) {
-      ++s.registrations;
-      s.bytes += u.bytes;
-      ++(u.dmabuf ? s.clean : s.unknown);
-    }
-  }
-  return s;
-}
-
 /// What the registration is called in a message: its key, else its address.
 std::string name_of(const Registration& r) {
   return r.key.empty() ? hex(r.range.start.value) : r.key;
 }
 
-void show_text(const Report& report, const RegauditOptions& options,
-               std::span<const std::size_t> columns, Output& out) {
-  const bool color = use_color(options.color);
-  TextTable table;
-  for (const std::size_t column : columns) {
-    const bool right = column != 1 && column != 3 && column != 4 && column != 5 && column < 13;
-    table.column(column_list[column], right ? TextTable::Align::right : TextTable::Align::left);
-  }
-  bool any = false;
-  for (const AuditGroup& group : report.groups) {
-    for (const Folded& row : fold(group, options.all)) {
-      std::vector<std::string> cells;
-      for (const std::size_t column : columns)
-        cells.push_back(cell(column, group, row, options.bytes));
-      const auto worst = row.audit.worst();
-      table.row(std::move(cells), color && worst ? color_of(*worst) : "");
-      any = true;
-    }
-  }
-  if (any) table.print(out, !options.no_headings);
-  std::uint64_t advised = 0;  ///< by kind
-  for (const AuditGroup& group : report.groups) {
-    for (std::size_t i = 0; i < group.audits.size(); ++i) {
-      for (const AuditFinding& f : group.audits[i].findings) {
-        out.print("{}: {}: {}: {}", to_string(f.severity),
-                  printable(name_of(group.registrations[i])), to_string(f.kind),
-                  detail_of(f, options.bytes));
-        out.end_line();
-        const std::uint64_t bit = std::uint64_t{1} << static_cast<unsigned>(f.kind);
-        if ((advised & bit) != 0) continue;
-        advised |= bit;  // once is enough
-        out.print("  {}", advice(f.kind));
-        if (!out.end_line()) return;
-      }
-    }
-  }
-  for (const AuditGroup& group : report.groups) {
-    for (const Unlocated& u : group.unlocated) {
-      out.print("{}: {} of process {} ({}), {}: {}", u.dmabuf ? "info" : "unknown",
-                u.key.empty() ? "a region" : u.key, group.pid, printable(group.comm),
-                human_size(u.bytes, options.bytes), u.reason);
-      out.end_line();
-    }
-  }
-  out.append(report.text);
-  const Summary s = summary_of(report);
-  out.print("{} registration{}, {}: {} clean, {} with warnings, {} with errors, {} unknown",
-            s.registrations, s.registrations == 1 ? "" : "s", human_size(s.bytes, options.bytes),
-            s.clean, s.warning, s.error, s.unknown);
-  out.end_line();
-}
-
-void json_registration(const AuditGroup& group, std::size_t i, Output& out) {
+void json_registration(const AuditGroup& group, std::size_t i, Asked asked, Output& out) {
   const Registration& r = group.registrations[i];
   const Audit& a = group.audits[i];
+  asked.registration = &r;
+  asked.audit = &a;
   out.print(R"({{"va":"{:#x}","bytes":{},"iova":{},"key":{},"device":{},"pid":{},"node":{})",
             r.range.start.value, r.range.bytes(),
             r.iova_known ? fmt::format("\"{:#x}\"", r.iova) : "null",
             r.key.empty() ? "null" : json_string(r.key),
             r.device.empty() ? "null" : json_string(r.device), group.pid,
-            a.nodes.size() == 1 ? std::to_string(a.nodes.front().first) : "null");
-  out.append(",\"nodes\":{");
-  for (std::size_t n = 0; n < a.nodes.size(); ++n)
-    out.print("{}\"{}\":{}", n == 0 ? "" : ",", a.nodes[n].first, a.nodes[n].second);
+            a.nodes.size() == 1 && a.node_unknown_bytes == 0 ? std::to_string(a.nodes.front().first)
+                                                             : "null");
+  if (a.nodes.empty() && a.node_unknown_bytes != 0) {
+    out.append(",\"nodes\":null");
+  } else {
+    out.append(",\"nodes\":{");
+    for (std::size_t n = 0; n < a.nodes.size(); ++n)
+      out.print("{}\"{}\":{}", n == 0 ? "" : ",", a.nodes[n].first, a.nodes[n].second);
+    out.append("}");
+  }
   const bool unpinned = std::ranges::any_of(
       a.findings, [](const AuditFinding& f) { return f.kind == AuditFindingKind::unpinned; });
-  out.print("}},\"resident\":{},\"pinned\":{}", a.resident_bytes,
+  out.print(",\"resident\":{},\"pinned\":{}", a.resident_bytes,
             unpinned         ? "false"
             : a.pins_checked ? "true"
                              : "null");
@@ -249,7 +181,7 @@ void json_registration(const AuditGroup& group, std::size_t i, Output& out) {
       if ((f.severity == Severity::unknown) != unknown) continue;
       if (!first) out.append(",");
       first = false;
-      out.append(finding_json(f));
+      out.append(finding_json(f, asked));
     }
     out.append("]");
   }
@@ -271,50 +203,20 @@ std::string or_null(const std::optional<Value>& value) {
   return value ? fmt::format("{}", *value) : "null";
 }
 
-void show_json(const Report& report, const SysRoot& root, Output& out) {
-  out.append(json_prologue("regaudit", root, report.access, report.backend));
-  out.print(",\"mode\":\"{}\",\"processes\":[", report.mode);
-  for (std::size_t g = 0; g < report.groups.size(); ++g) {
-    const AuditGroup& group = report.groups[g];
-    const LockLimits& l = group.limits;
-    out.print(R"({}{{"pid":{},"comm":{},"start_time":{},"limits":{{"memlock":{},"unlimited":{},)"
-              R"("pinned":{},"locked":{},"ipc_lock":{}}}{}}})",
-              g == 0 ? "" : ",", group.pid, json_string(group.comm),
-              group.start_time ? std::to_string(*group.start_time) : "null",
-              l.memlock && *l.memlock != UINT64_MAX ? std::to_string(*l.memlock) : "null",
-              l.memlock ? (*l.memlock == UINT64_MAX ? "true" : "false") : "null", or_null(l.pinned),
-              or_null(l.locked), or_null(l.ipc_lock), group.json);
+/// What these audits could not be asked for, by the names of findings and members.
+void add_not_told(const AuditGroup& group, std::set<std::string_view>& names) {
+  for (std::size_t i = 0; i < group.audits.size(); ++i) {
+    const Registration& r = group.registrations[i];
+    const Audit& a = group.audits[i];
+    if (a.node_unknown_bytes != 0) names.insert("nodes");
+    if (!a.movable_known) names.insert("movable");
+    if (!a.cma_known) names.insert("cma");
+    if (!a.limits_known) names.insert("limits");
+    if (r.pinned && r.through_kernel && !a.pins_checked) names.insert("pinned");
   }
-  out.append("]");
-  out.append(report.json);
-  out.append(",\"registrations\":[");
-  out.end_line();
-  bool first = true;
-  for (const AuditGroup& group : report.groups) {
-    for (std::size_t i = 0; i < group.audits.size(); ++i) {
-      if (!first) {
-        out.append(",");
-        out.end_line();
-      }
-      first = false;
-      json_registration(group, i, out);
-      if (!out.relieve()) return;
-    }
-    for (const Unlocated& u : group.unlocated) {
-      if (!first) {
-        out.append(",");
-        out.end_line();
-      }
-      first = false;
-      json_unlocated(group, u, out);
-    }
-  }
-  const Summary s = summary_of(report);
-  out.print(
-      R"(],"summary":{{"registrations":{},"bytes":{},"clean":{},"warning":{},"error":{},"unknown":{}}}}})",
-      s.registrations, s.bytes, s.clean, s.warning, s.error, s.unknown);
-  out.end_line();
 }
+
+bool whole(const LockLimits& l) { return l.memlock && l.pinned && l.locked && l.ipc_lock; }
 
 std::string xml(std::string_view text) {
   std::string safe;
@@ -340,45 +242,6 @@ std::string xml(std::string_view text) {
   return safe;
 }
 
-bool write_junit(const Report& report, const RegauditOptions& options, const Messages& messages) {
-  const Summary s = summary_of(report);
-  std::string text = fmt::format(
-      "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites>\n"
-      "<testsuite name=\"regaudit {}\" tests=\"{}\" failures=\"{}\" errors=\"{}\">\n",
-      report.mode, s.registrations, s.error, s.unknown);
-  for (const AuditGroup& group : report.groups) {
-    for (std::size_t i = 0; i < group.audits.size(); ++i) {
-      const Audit& a = group.audits[i];
-      const std::string_view verdict = verdict_of(a);
-      text += fmt::format("<testcase classname=\"{} {}\" name=\"{}\"", xml(group.comm), group.pid,
-                          xml(name_of(group.registrations[i])));
-      if (verdict == "clean") {
-        text += "/>\n";
-        continue;
-      }
-      std::string all;
-      for (const AuditFinding& f : a.findings)
-        all += fmt::format("{}: {}: {}\n", to_string(f.severity), to_string(f.kind),
-                           detail_of(f, options.bytes));
-      const char* const element = verdict == "error"     ? "failure"
-                                  : verdict == "unknown" ? "error"
-                                                         : "system-out";
-      const std::string message =
-          verdict == "warning" ? "" : fmt::format(" message=\"{}\"", xml(kinds_of(a)));
-      text += fmt::format(">\n<{}{}>", element, message);
-      std::string_view rest = all;
-      while (!rest.empty()) {
-        const std::size_t end = rest.find('\n');
-        text += xml(rest.substr(0, end)) + "\n";
-        rest.remove_prefix(end + 1);
-      }
-      text += fmt::format("</{}>\n</testcase>\n", element);
-    }
-  }
-  text += "</testsuite>\n</testsuites>\n";
-  return write_report(options.junit, text, messages);
-}
-
 }  // namespace
 
 std::string regaudit_columns() {
@@ -398,8 +261,9 @@ std::string_view verdict_of(const Audit& audit) {
 
 std::string detail_of(const AuditFinding& f, bool bytes) {
   const bool sizes = f.kind == AuditFindingKind::over_memlock;
-  const bool plain =
-      f.kind == AuditFindingKind::remote_node || f.kind == AuditFindingKind::fragmented;
+  const bool plain = f.kind == AuditFindingKind::remote_node ||
+                     f.kind == AuditFindingKind::node_unknown ||
+                     f.kind == AuditFindingKind::fragmented;
   const auto number = [&](std::uint64_t value) {
     // NOLINTNEXTLINE(readability-suspicious-call-argument)
     return sizes ? human_size(value, bytes) : plain ? std::to_string(value) : hex(value);
@@ -422,7 +286,7 @@ std::string detail_of(const AuditFinding& f, bool bytes) {
   return text;
 }
 
-std::string finding_json(const AuditFinding& f) {
+std::string finding_json(const AuditFinding& f, const Asked& asked) {
   const bool addresses =
       f.kind == AuditFindingKind::iova_mismatch || f.kind == AuditFindingKind::dma_mask;
   const auto number = [&](std::uint64_t value) {
@@ -441,20 +305,15 @@ std::string finding_json(const AuditFinding& f) {
     text += '}';
   }
   text += fmt::format("],\"detail\":{},\"advice\":{}}}", json_string(detail_of(f, true)),
-                      json_string(advice(f.kind)));
+                      json_string(advice_for(f, asked)));
   return text;
 }
 
-bool audit_into(Report& report, const RegauditOptions& options, const Process& process,
-                std::string label, std::vector<Registration> registrations, bool planned,
+bool audit_with(Report& report, Translator& source, const Process& process, std::string label,
+                std::vector<Registration> registrations, bool planned, std::uint64_t pinned_before,
                 const Messages& messages) {
-  auto source = open_source(options, process);
-  if (!source) {
-    messages.error(source.error());
-    return false;
-  }
-  report.access = pfn_access(process, **source);
-  report.backend = (*source)->backend();
+  report.access = pfn_access(process, source);
+  report.backend = source.backend();
   AuditGroup group{.label = std::move(label),
                    .pid = process.pid(),
                    .comm = process.comm(),
@@ -462,10 +321,10 @@ bool audit_into(Report& report, const RegauditOptions& options, const Process& p
                    .registrations = std::move(registrations),
                    .audits = {},
                    .limits = read_lock_limits(process)};
-  AuditOptions how{.planned = planned};
+  AuditOptions how{.planned = planned, .pinned_before = pinned_before};
   how.walk.threads = usable_cpus(2);
   how.walk.stop = interrupted;
-  auto audits = audit(process, **source, group.registrations, how);
+  auto audits = audit(process, source, group.registrations, how);
   if (!audits) {
     messages.error(audits.error());
     return false;
@@ -476,49 +335,255 @@ bool audit_into(Report& report, const RegauditOptions& options, const Process& p
   return true;
 }
 
-int show(const Report& report, const RegauditOptions& options, const SysRoot& root,
-         const Messages& messages) {
+bool audit_into(Report& report, const RegauditOptions& options, const Process& process,
+                std::string label, std::vector<Registration> registrations, bool planned,
+                const Messages& messages) {
+  auto source = open_source(options, process);
+  if (!source) {
+    messages.error(source.error());
+    return false;
+  }
+  return audit_with(report, **source, process, std::move(label), std::move(registrations), planned,
+                    0, messages);
+}
+
+Presenter::Presenter(const RegauditOptions& options, const SysRoot& root, const Messages& messages)
+    : options_(options), root_(root), messages_(messages), out_(interrupted) {
   auto columns = choose_columns(
       options.columns.empty() ? default_columns : std::string_view(options.columns), column_list);
-  if (!columns) {
+  valid_ = columns.has_value();
+  if (valid_)
+    columns_ = std::move(*columns);
+  else
     messages.error(fmt::format("{}: no such column", columns.error()),
                    "columns: " + regaudit_columns());
-    return 2;
-  }
-  Output out{interrupted};
-  if (options.json)
-    show_json(report, root, out);
-  else
-    show_text(report, options, *columns, out);
+}
 
-  Status status = report.negative     ? Status::negative
-                  : report.unanswered ? Status::unanswered
-                                      : Status::good;
-  bool error = report.negative, unknown = report.unanswered;
+void Presenter::begin(const Report& report) {
+  begun_ = true;
+  for (const AuditGroup& group : report.groups)
+    limits_missing_ = limits_missing_ || (!root_.recorded() && !whole(group.limits));
+  if (!options_.json) return;
+  out_.append(json_prologue("regaudit", root_, report.access, report.backend));
+  out_.print(",\"mode\":\"{}\",\"processes\":[", report.mode);
+  for (std::size_t g = 0; g < report.groups.size(); ++g) {
+    const AuditGroup& group = report.groups[g];
+    const LockLimits& l = group.limits;
+    out_.print(R"({}{{"pid":{},"comm":{},"start_time":{},"limits":{{"memlock":{},"unlimited":{},)"
+               R"("pinned":{},"locked":{},"ipc_lock":{}}}{}}})",
+               g == 0 ? "" : ",", group.pid, json_string(group.comm),
+               group.start_time ? std::to_string(*group.start_time) : "null",
+               l.memlock && *l.memlock != UINT64_MAX ? std::to_string(*l.memlock) : "null",
+               l.memlock ? (*l.memlock == UINT64_MAX ? "true" : "false") : "null",
+               or_null(l.pinned), or_null(l.locked), or_null(l.ipc_lock), group.json);
+  }
+  out_.append("]");
+  out_.append(report.json);
+  out_.append(",\"registrations\":[");
+  out_.end_line();
+}
+
+bool Presenter::part(const Report& report) {
+  if (!begun_) begin(report);
+  count(report);
+  if (options_.json)
+    json_part(report);
+  else
+    text_part(report);
+  if (!options_.junit.empty()) junit_part(report);
+  return !out_.failed();
+}
+
+void Presenter::count(const Report& report) {
+  const auto add_bytes = [&](std::uint64_t bytes) {
+    summary_.bytes = bytes > UINT64_MAX - summary_.bytes ? UINT64_MAX : summary_.bytes + bytes;
+  };
   for (const AuditGroup& group : report.groups) {
-    for (const Unlocated& u : group.unlocated) unknown = unknown || !u.dmabuf;
-    for (const Audit& a : group.audits) {
-      error = error || verdict_of(a) == "error";
-      unknown = unknown || verdict_of(a) == "unknown";
+    for (std::size_t i = 0; i < group.audits.size(); ++i) {
+      const Audit& audit = group.audits[i];
+      ++summary_.registrations;
+      add_bytes(group.registrations[i].range.bytes());
+      const std::string_view verdict = verdict_of(audit);
+      ++(verdict == "clean"     ? summary_.clean
+         : verdict == "warning" ? summary_.warning
+         : verdict == "error"   ? summary_.error
+                                : summary_.unknown);
+      hidden_ = hidden_ || std::ranges::any_of(audit.findings, [](const AuditFinding& f) {
+                  return f.kind == AuditFindingKind::hidden;
+                });
+    }
+    for (const Unlocated& u : group.unlocated) {
+      ++summary_.registrations;
+      add_bytes(u.bytes);
+      ++(u.dmabuf ? summary_.clean : summary_.unknown);
+    }
+    add_not_told(group, not_told_);
+  }
+}
+
+void Presenter::text_part(const Report& report) {
+  const bool color = use_color(options_.color);
+  TextTable table;
+  for (const std::size_t column : columns_) {
+    const bool right = column != 1 && column != 3 && column != 4 && column != 5 && column < 13;
+    table.column(column_list[column], right ? TextTable::Align::right : TextTable::Align::left);
+  }
+  bool any = false;
+  for (const AuditGroup& group : report.groups) {
+    for (const Folded& row : fold(group, options_.all)) {
+      std::vector<std::string> cells;
+      for (const std::size_t column : columns_)
+        cells.push_back(cell(column, group, row, options_.bytes));
+      const auto worst = row.audit.worst();
+      table.row(std::move(cells), color && worst ? color_of(*worst) : "");
+      any = true;
     }
   }
-  if (error)
-    status = Status::negative;
-  else if (unknown)
-    status = Status::unanswered;
-  if (!options.junit.empty() && !write_junit(report, options, messages))
-    status = Status::unanswered;
-  status = finish_output(out, status, messages);
-  bool hidden = false;
+  if (any) table.print(out_, !options_.no_headings && !any_row_);
+  any_row_ = any_row_ || any;
+  Asked asked = asked_in(report, root_);
   for (const AuditGroup& group : report.groups) {
-    for (const Audit& a : group.audits) {
+    for (std::size_t i = 0; i < group.audits.size(); ++i) {
+      asked.registration = &group.registrations[i];
+      asked.audit = &group.audits[i];
+      for (const AuditFinding& f : group.audits[i].findings) {
+        out_.print("{}: {}: {}: {}", to_string(f.severity),
+                   printable(name_of(group.registrations[i])), to_string(f.kind),
+                   detail_of(f, options_.bytes));
+        if (!out_.end_line()) return;
+        std::string sentence = advice_for(f, asked);
+        if (advised_.contains(sentence)) continue;
+        out_.print("  {}", sentence);
+        out_.end_line();
+        // Sentences with addresses in them have no bound.
+        if (advised_.size() < 1000) advised_.insert(std::move(sentence));
+      }
+    }
+  }
+  for (const AuditGroup& group : report.groups) {
+    for (const Unlocated& u : group.unlocated) {
+      out_.print("{}: {} of process {} ({}), {}: {}", u.dmabuf ? "info" : "unknown",
+                 u.key.empty() ? "a region" : u.key, group.pid, printable(group.comm),
+                 human_size(u.bytes, options_.bytes), u.reason);
+      out_.end_line();
+    }
+  }
+}
+
+void Presenter::json_part(const Report& report) {
+  const Asked asked = asked_in(report, root_);
+  const auto next = [&] {
+    if (any_json_) {
+      out_.append(",");
+      out_.end_line();
+    }
+    any_json_ = true;
+  };
+  for (const AuditGroup& group : report.groups) {
+    for (std::size_t i = 0; i < group.audits.size(); ++i) {
+      next();
+      json_registration(group, i, asked, out_);
+      if (!out_.relieve()) return;
+    }
+    for (const Unlocated& u : group.unlocated) {
+      next();
+      json_unlocated(group, u, out_);
+    }
+  }
+}
+
+void Presenter::junit_part(const Report& report) {
+  for (const AuditGroup& group : report.groups) {
+    for (std::size_t i = 0; i < group.audits.size(); ++i) {
+      const Audit& a = group.audits[i];
+      const std::string_view verdict = verdict_of(a);
+      junit_ += fmt::format("<testcase classname=\"{} {}\" name=\"{}\"", xml(group.comm), group.pid,
+                            xml(name_of(group.registrations[i])));
+      if (verdict == "clean") {
+        junit_ += "/>\n";
+        continue;
+      }
+      std::string all;
       for (const AuditFinding& f : a.findings)
-        hidden = hidden || f.kind == AuditFindingKind::hidden;
+        all += fmt::format("{}: {}: {}\n", to_string(f.severity), to_string(f.kind),
+                           detail_of(f, options_.bytes));
+      const char* const element = verdict == "error"     ? "failure"
+                                  : verdict == "unknown" ? "error"
+                                                         : "system-out";
+      const std::string message =
+          verdict == "warning" ? "" : fmt::format(" message=\"{}\"", xml(kinds_of(a)));
+      junit_ += fmt::format(">\n<{}{}>", element, message);
+      std::string_view rest = all;
+      while (!rest.empty()) {
+        const std::size_t end = rest.find('\n');
+        junit_ += xml(rest.substr(0, end)) + "\n";
+        rest.remove_prefix(end + 1);
+      }
+      junit_ += fmt::format("</{}>\n</testcase>\n", element);
     }
   }
-  if (hidden) messages.error("PFNs are hidden from this user", advice(AuditFindingKind::hidden));
+}
+
+bool Presenter::write_junit(const Report& report) const {
+  const std::string text =
+      fmt::format(
+          "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites>\n"
+          "<testsuite name=\"regaudit {}\" tests=\"{}\" failures=\"{}\" errors=\"{}\">\n",
+          report.mode, summary_.registrations, summary_.error, summary_.unknown) +
+      junit_ + "</testsuite>\n</testsuites>\n";
+  return write_report(options_.junit, text, messages_);
+}
+
+int Presenter::end(const Report& report, std::string_view stopped, std::string_view hint) {
+  if (!begun_) begin(report);
+  const Summary& s = summary_;
+  if (options_.json) {
+    out_.print(
+        R"(],"summary":{{"registrations":{},"bytes":{},"clean":{},"warning":{},"error":{},"unknown":{}}},)"
+        R"("not_told":[)",
+        s.registrations, s.bytes, s.clean, s.warning, s.error, s.unknown);
+    for (const std::string_view name : not_told_)
+      out_.print("{}\"{}\"", name == *not_told_.begin() ? "" : ",", name);
+    out_.print("],\"stopped\":{}}}", stopped.empty() ? "null" : json_string(stopped));
+  } else {
+    out_.append(report.text);
+    if (!not_told_.empty()) {
+      out_.append("not told by this system:");
+      for (const std::string_view name : not_told_)
+        out_.print("{} {}", name == *not_told_.begin() ? "" : ",", name);
+      out_.end_line();
+    }
+    out_.print("{} registration{}, {}: {} clean, {} with warnings, {} with errors, {} unknown",
+               s.registrations, s.registrations == 1 ? "" : "s",
+               human_size(s.bytes, options_.bytes), s.clean, s.warning, s.error, s.unknown);
+  }
+  out_.end_line();
+
+  Status status = report.negative || s.error != 0 ? Status::negative
+                  : report.unanswered || s.unknown != 0 || limits_missing_ || !stopped.empty()
+                      ? Status::unanswered
+                      : Status::good;
+  if (!options_.junit.empty() && !write_junit(report)) status = Status::unanswered;
+  status = finish_output(out_, status, messages_);
+  if (hidden_) {
+    messages_.error(
+        root_.recorded() ? "PFNs are hidden in this recording" : "PFNs are hidden from this user",
+        advice_for({.kind = AuditFindingKind::hidden}, asked_in(report, root_)));
+  }
+  if (limits_missing_)
+    messages_.error(
+        "reading what the process may lock: /proc/PID/limits or status: not all of it is there");
+  if (!stopped.empty()) messages_.error(stopped, hint);
   if (interrupted()) end_by_signal();
   return static_cast<int>(status);
+}
+
+int show(const Report& report, const RegauditOptions& options, const SysRoot& root,
+         const Messages& messages) {
+  Presenter presenter{options, root, messages};
+  if (!presenter.valid()) return 2;
+  presenter.part(report);
+  return presenter.end(report);
 }
 
 }  // namespace vmem::tools

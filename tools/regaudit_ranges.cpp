@@ -30,68 +30,118 @@ std::vector<std::string_view> split(std::string_view line) {
   }
 }
 
-/// One line VA LEN [KEY]; the error is a reason.
-std::expected<Registration, std::string> parse_line(std::string_view line) {
+/// What is wrong, and what to do about it.
+struct Refusal {
+  std::string reason, hint;
+};
+
+/// Whether addresses are those of processes. Below one that is, all others are, too.
+class AddressCheck {
+ public:
+  explicit AddressCheck(const SysRoot& root) : root_(root) {}
+  std::optional<AddressDoubt> doubt(VirtAddr address, std::string_view text) {
+    if (address <= good_) return {};
+    auto doubt = not_user_address(root_, address, text);
+    if (!doubt) good_ = address;
+    return doubt;
+  }
+
+ private:
+  const SysRoot& root_;
+  VirtAddr good_;
+};
+
+constexpr std::string_view line_form = "each line is VA LEN [KEY]: 7f2c00000000 16M ring";
+
+/// One line VA LEN [KEY].
+std::expected<Registration, Refusal> parse_line(std::string_view line, AddressCheck& check) {
+  const auto refuse = [](std::string why) {
+    return std::unexpected(Refusal{std::move(why), std::string(line_form)});
+  };
   const auto words = split(line);
-  if (words.size() < 2 || words.size() > 3) return std::unexpected("not VA LEN [KEY]");
+  if (words.size() < 2 || words.size() > 3) return refuse("not VA LEN [KEY]");
   auto range = parse_address(std::string(words[0]) + "+" + std::string(words[1]));
-  if (!range) return std::unexpected(range.error());
-  if (range->form != AddressExpression::Form::range) return std::unexpected("not VA LEN [KEY]");
+  if (!range) return refuse(range.error());
+  if (range->form != AddressExpression::Form::range) return refuse("not VA LEN [KEY]");
+  if (auto doubt = check.doubt(range->start, words[0]))
+    return std::unexpected(
+        Refusal{fmt::format("{}: {}", words[0], doubt->reason), std::move(doubt->hint)});
   // 2^64 has no value, so it would be told as a byte less.
-  if (range->end.value == UINT64_MAX) return std::unexpected("no process has memory up there");
+  if (range->end.value == UINT64_MAX) return refuse("no process has memory up there");
   Registration r{.range = {range->start, range->end}};
   if (words.size() == 3) r.key = words[2];
   return r;
 }
 
-/// Reads the lines of `fd`. What is wrong is said here.
-std::optional<std::vector<Registration>> read_ranges(int fd, const std::string& name,
-                                                     const Messages& messages) {
-  std::vector<Registration> all;
-  std::string text;
-  std::size_t number = 0;
-  const auto refuse = [&](std::string_view why) {
-    messages.error(fmt::format("reading ranges: {}:{}: {}", name, number, why),
-                   "each line is VA LEN [KEY]: 7f2c00000000 16M ring");
-    return std::nullopt;
-  };
-  bool end = false;
-  while (!end) {
-    char buffer[1 << 16];
-    const ssize_t got = read(fd, buffer, sizeof buffer);
-    if (got < 0 && errno == EINTR && !interrupted()) continue;
-    if (got < 0) {
-      messages.error(fmt::format("reading ranges: {}: {}", name, std::strerror(errno)));
-      return std::nullopt;
-    }
-    end = got == 0;
-    text.append(buffer, static_cast<std::size_t>(got));
-    if (end && !text.empty() && !text.ends_with('\n')) text += '\n';
-    std::size_t start = 0;
-    for (std::size_t newline = text.find('\n'); newline != std::string::npos;
-         start = newline + 1, newline = text.find('\n', start)) {
-      ++number;
-      const std::string_view line(text.data() + start, newline - start);
-      if (line.size() > longest_line) return refuse("the line is too long");
+/// The lines of a file, some at a time: what a registration and its audit need is a hundred times
+/// the line, and a pipe has no end.
+class RangeLines {
+ public:
+  RangeLines(int fd, std::string name, const SysRoot& root)
+      : fd_(fd), name_(std::move(name)), check_(root) {}
+
+  /// The next registrations; none at the end.
+  std::expected<std::vector<Registration>, Refusal> next() {
+    std::vector<Registration> part;
+    std::size_t bytes = 0;
+    while (part.size() < most_lines && bytes < most_bytes) {
+      const std::size_t newline = text_.find('\n', start_);
+      if (newline == std::string::npos) {
+        if (text_.size() - start_ > longest_line) {
+          ++number_;
+          return refuse({"the line is too long", std::string(line_form)});
+        }
+        if (end_) break;
+        if (auto read = read_more(); !read) return std::unexpected(std::move(read.error()));
+        continue;
+      }
+      ++number_;
+      const std::string_view line(text_.data() + start_, newline - start_);
+      start_ = newline + 1;
+      if (line.size() > longest_line)
+        return refuse({"the line is too long", std::string(line_form)});
       const std::size_t first = line.find_first_not_of(" \t\r");
       if (first == std::string_view::npos || line[first] == '#') continue;
-      auto r = parse_line(line);
-      if (!r) return refuse(r.error());
-      all.push_back(std::move(*r));
+      auto r = parse_line(line, check_);
+      if (!r) return refuse(std::move(r.error()));
+      part.push_back(std::move(*r));
+      bytes += line.size();
     }
-    text.erase(0, start);
-    if (text.size() > longest_line) {
-      ++number;
-      return refuse("the line is too long");
-    }
+    return part;
   }
-  if (all.empty()) {
-    messages.error(fmt::format("reading ranges: {}: no range in it", name),
-                   "each line is VA LEN [KEY]: 7f2c00000000 16M ring");
-    return std::nullopt;
+
+ private:
+  static constexpr std::size_t most_lines = 20000, most_bytes = 4 << 20;
+
+  std::unexpected<Refusal> refuse(Refusal why) const {
+    why.reason = fmt::format("reading ranges: {}:{}: {}", name_, number_, why.reason);
+    return std::unexpected(std::move(why));
   }
-  return all;
-}
+
+  std::expected<void, Refusal> read_more() {
+    text_.erase(0, start_);
+    start_ = 0;
+    char buffer[1 << 16];
+    ssize_t got = 0;
+    do {
+      got = read(fd_, buffer, sizeof buffer);
+    } while (got < 0 && errno == EINTR && !interrupted());
+    if (got < 0)
+      return std::unexpected(
+          Refusal{fmt::format("reading ranges: {}: {}", name_, std::strerror(errno)), {}});
+    end_ = got == 0;
+    text_.append(buffer, static_cast<std::size_t>(got));
+    if (end_ && !text_.empty() && !text_.ends_with('\n')) text_ += '\n';
+    return {};
+  }
+
+  int fd_;
+  std::string name_;
+  AddressCheck check_;
+  std::string text_;  ///< read and not yet parsed, from start_ on
+  std::size_t start_ = 0, number_ = 0;
+  bool end_ = false;
+};
 
 /// The process that -n or the first word names; the word is taken away.
 std::optional<Process> target_of(const RegauditOptions& options, std::vector<std::string>& words,
@@ -117,6 +167,11 @@ bool add_ranges(const Process& process, const std::string& word, std::vector<Reg
     return false;
   }
   if (expression->form == AddressExpression::Form::range) {
+    const std::string_view start = std::string_view(word).substr(0, word.find_first_of("+-"));
+    if (const auto doubt = not_user_address(process.root(), expression->start, start)) {
+      messages.error(fmt::format("{}: {}", word, doubt->reason), doubt->hint);
+      return false;
+    }
     all.push_back({.range = {expression->start, expression->end}, .key = word});
     return true;
   }
@@ -146,6 +201,22 @@ bool add_ranges(const Process& process, const std::string& word, std::vector<Reg
   return false;
 }
 
+/// Why the table's entries are known to be "at most" only.
+std::string_view why_at_most(const AuditGroup& group) {
+  bool blocked = false, unknown = false;
+  for (const Audit& audit : group.audits) {
+    if (audit.complete) continue;
+    for (const AuditFinding& f : audit.findings) {
+      blocked =
+          blocked || (f.severity == Severity::error && f.kind != AuditFindingKind::over_memlock);
+      unknown = unknown || f.severity == Severity::unknown;
+    }
+  }
+  return blocked   ? "as it is, it cannot be registered"
+         : unknown ? "not all frames could be seen"
+                   : "not all pages are in memory yet";
+}
+
 /// What registering all of it would cost.
 void add_plan(Report& report, PageSize page_size, bool bytes) {
   const AuditGroup& group = report.groups.front();
@@ -157,7 +228,9 @@ void add_plan(Report& report, PageSize page_size, bool bytes) {
   for (std::size_t i = 0; i < group.audits.size(); ++i) {
     const VaRange range = group.registrations[i].range;
     // The last page of the address space ends beyond 64 bits.
-    pages += page_size.pages(range.end.value - 1) - page_size.pages(range.start.value) + 1;
+    const std::uint64_t more =
+        page_size.pages(range.end.value - 1) - page_size.pages(range.start.value) + 1;
+    pages = more > UINT64_MAX - pages ? UINT64_MAX : pages + more;
     complete = complete && group.audits[i].complete;
     entries[group.audits[i].best_page_size] += group.audits[i].entries;
     for (const AuditFinding& f : group.audits[i].findings) {
@@ -185,7 +258,7 @@ void add_plan(Report& report, PageSize page_size, bool bytes) {
     for (const auto& [size, count] : entries)
       report.text += fmt::format(" {} of {}", count, human_size(size, bytes));
   } else {
-    report.text += fmt::format("table entries: {} at most; not all pages are in memory yet", pages);
+    report.text += fmt::format("table entries: {} at most; {}", pages, why_at_most(group));
   }
   report.text += fmt::format("\n{}", verdict);
   std::string list;
@@ -206,6 +279,52 @@ void add_plan(Report& report, PageSize page_size, bool bytes) {
   report.json += fmt::format(R"(,"verdict":"{}","blockers":[{}]}})", verdict, list);
 }
 
+/// Audits the lines part by part, and shows each part before the next is read.
+int audit_lines(const RegauditOptions& options, const Process& process, Translator& source,
+                RangeLines lines, const std::string& name, const Messages& messages) {
+  // The file of --junit is made as a whole.
+  constexpr std::uint64_t most_junit = 200'000;
+  Presenter presenter{options, process.root(), messages};
+  if (!presenter.valid()) return 2;
+  std::uint64_t pinned = 0, count = 0;
+  Report report{.mode = "ranges"};
+  Refusal stopped;
+  while (true) {
+    auto part = lines.next();
+    if (!part) {
+      stopped = std::move(part.error());
+      break;
+    }
+    if (part->empty()) break;
+    for (Registration& r : *part) r.device_writes = options.access == "rw";
+    const std::uint64_t pins = pinned_bytes(*part, process.root().page_size());
+    const std::size_t lines_of_part = part->size();
+    if (!options.junit.empty() && count + lines_of_part > most_junit) {
+      stopped.reason =
+          fmt::format("reading ranges: {}: more than {} for one --junit", name, most_junit);
+      stopped.hint = "split the file, or take --json";
+      break;
+    }
+    report.groups.clear();
+    if (!audit_with(report, source, process, "", std::move(*part), false, pinned, messages)) {
+      if (interrupted() && count == 0) end_by_signal();
+      if (count == 0) return 2;  // why has been said
+      stopped.reason = fmt::format("auditing ranges: {}: not all lines were audited", name);
+      break;
+    }
+    count += lines_of_part;
+    pinned = pins > UINT64_MAX - pinned ? UINT64_MAX : pinned + pins;
+    if (!presenter.part(report)) break;
+  }
+  if (count == 0 && stopped.reason.empty())
+    stopped = {fmt::format("reading ranges: {}: no range in it", name), std::string(line_form)};
+  report.groups.clear();
+  if (count != 0) return presenter.end(report, stopped.reason, stopped.hint);
+  if (interrupted()) end_by_signal();
+  messages.error(stopped.reason, stopped.hint);
+  return 2;
+}
+
 }  // namespace
 
 int run_ranges(const RegauditOptions& options, std::vector<std::string> words,
@@ -224,12 +343,13 @@ int run_ranges(const RegauditOptions& options, std::vector<std::string> words,
     messages.error(fmt::format("reading ranges: {}: {}", name, std::strerror(errno)));
     return 2;
   }
-  auto ranges = read_ranges(file.get(), name, messages);
-  if (!ranges) return 2;
-  for (Registration& r : *ranges) r.device_writes = options.access == "rw";
-  Report report{.mode = "ranges"};
-  if (!audit_into(report, options, *process, "", std::move(*ranges), false, messages)) return 2;
-  return show(report, options, process->root(), messages);
+  auto source = open_source(options, *process);
+  if (!source) {
+    messages.error(source.error());
+    return 2;
+  }
+  return audit_lines(options, *process, **source, RangeLines{file.get(), name, process->root()},
+                     name, messages);
 }
 
 int run_plan(const RegauditOptions& options, std::vector<std::string> words,

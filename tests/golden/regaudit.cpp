@@ -2,6 +2,7 @@
 // regaudit on recorded systems: what users get wrong, what cannot be known, JSON and JUnit.
 #include "support/catch.hpp"
 #include "support/dpdk_files.hpp"
+#include "support/system_model.hpp"
 #include "support/temp_dir.hpp"
 #include "support/tool.hpp"
 
@@ -112,6 +113,197 @@ TEST_CASE("regaudit dpdk: files of nobody's, and hostile ones, are refused in a 
   check_refused(run_tool("regaudit", {"dpdk", "--dir", directory.string()}),
                 "layout of this version");
   check_refused(run_tool("regaudit", {"dpdk", "--dir", directory.string()}), ": DPDK 24.00.0");
+}
+
+namespace {
+
+/// A recorded process with 16 MiB from 7f0000000000 on, of which `holes` (in MiB, each of one) are
+/// not mapped; pages as pagemap `runs` say.
+struct Tree {
+  TempDir directory;
+  explicit Tree(const std::vector<int>& holes, std::vector<EntryRun> runs = {},
+                const std::string& flags = "rd wr mr mw me ac dc",
+                const std::map<std::string, std::string>& files = {}) {
+    constexpr std::uint64_t base = 0x7f0000000000, mega = 1 << 20;
+    SystemModel system;
+    system.manifest = "vmem-tree 1\npage_size 4096\npfn_access full\n";
+    ProcessModel process{.pid = 1};
+    std::string smaps;
+    std::uint64_t from = base;
+    const auto map_to = [&](std::uint64_t to) {
+      if (to > from) {
+        char line[80];
+        (void)std::snprintf(line, sizeof line, "%llx-%llx rw-p 00000000 00:00 0 \n",
+                            static_cast<unsigned long long>(from),
+                            static_cast<unsigned long long>(to));
+        process.maps += line;
+        smaps += line + std::string("VmFlags: ") + flags + " \n";
+      }
+    };
+    for (const int hole : holes) {
+      map_to(base + static_cast<std::uint64_t>(hole) * mega);
+      from = base + static_cast<std::uint64_t>(hole + 1) * mega;
+    }
+    map_to(base + 16 * mega);
+    process.entries = std::move(runs);
+    process.files = {{"comm", "app\n"},
+                     {"smaps", smaps},
+                     {"limits", "Max locked memory  unlimited  unlimited  bytes\n"},
+                     {"status", "VmPin:\t0 kB\nVmLck:\t0 kB\nCapEff:\t0\n"}};
+    system.processes.push_back(std::move(process));
+    system.frames = {{.first = 0, .frames = 1 << 16, .flags = 0x1000}};
+    system.files = files;
+    write_tree(system, directory.path());
+  }
+  RunResult plan(const std::string& range, std::vector<std::string> more = {}) const {
+    std::vector<std::string> arguments{"plan", "--sysroot", directory.string(), "1", range};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return run_tool("regaudit", arguments);
+  }
+};
+
+constexpr std::uint64_t there = entry::present | entry::exclusive | 0x1000;
+
+bool says(const RunResult& result, const std::string& text) {
+  return result.out.find(text) != std::string::npos;
+}
+
+}  // namespace
+
+TEST_CASE("regaudit plan: of a hole, a guard and a lost page it says what to register instead") {
+  const Tree hole({2});
+  const RunResult first = hole.plan("7f0000200000+8M");
+  CAPTURE(first.out, first.err);
+  CHECK(first.status == 1);
+  CHECK(says(first,
+             "no memory is mapped at 0x7f0000200000+1M: map it, or register 0x7f0000300000+7M\n"));
+  CHECK_FALSE(says(first, "deregister"));
+  CHECK(says(first, "at most; as it is, it cannot be registered"));
+  CHECK_FALSE(says(first, "not in memory yet"));
+  // What it names can be registered; JSON says the same.
+  CHECK(hole.plan("0x7f0000300000+7M").status == 0);
+  const auto document = nlohmann::ordered_json::parse(hole.plan("7f0000200000+8M", {"-J"}).out);
+  CHECK(document["registrations"][0]["findings"][0]["advice"] ==
+        "no memory is mapped at 0x7f0000200000+1M: map it, or register 0x7f0000300000+7M");
+  const Tree two({2, 9});
+  CHECK(says(two.plan("7f0000000000+16M"),
+             "at 0x7f0000200000+1M and 1 more place: map it, or "
+             "register 0x7f0000300000+6M"));
+  CHECK(says(two.plan("7f0000200000+1M"), "no memory is mapped at 0x7f0000200000+1M: map it\n"));
+
+  const Tree guard({}, {{0x7f0000000000, 1, entry::guard_page, 0}, {0x7f0000001000, 15, there, 1}});
+  const RunResult front = guard.plan("7f0000000000+64K");
+  CAPTURE(front.out);
+  CHECK(says(front, "leave the guard out: register from 0x7f0000001000, as 0x7f0000001000+60K\n"));
+  CHECK_FALSE(says(front, "dma-buf"));
+  CHECK(guard.plan("0x7f0000001000+60K").status == 0);
+  const Tree behind({},
+                    {{0x7f0000000000, 15, there, 1}, {0x7f000000f000, 1, entry::guard_page, 0}});
+  CHECK(
+      says(behind.plan("7f0000000000+64K"), "leave the guard out: register 0x7f0000000000+60K\n"));
+
+  // A guard and a hole at once: what is named has neither.
+  const Tree both({2}, {{0x7f0000100000, 1, entry::guard_page, 0}});
+  const RunResult neither = both.plan("7f0000000000+16M");
+  CAPTURE(neither.out);
+  CHECK(says(neither, "map it, or register 0x7f0000300000+13M"));
+  CHECK(says(neither, "leave the guard out: register 0x7f0000300000+13M"));
+  // Pages that are to come are spoken of where they are.
+  CHECK(says(behind.plan("7f0000100000+64K"), "at most; not all pages are in memory yet"));
+}
+
+TEST_CASE("regaudit: advice is for the command that found it") {
+  const Tree tree({2});
+  RunOptions options;
+  options.input = "7f0000200000 1M x\n";
+  const std::vector<std::string> arguments{"ranges", "--sysroot", tree.directory.string(), "1",
+                                           "-"};
+  CHECK(says(run_tool("regaudit", arguments, options), "deregister before unmapping"));
+  options.input = "7f0000000000 1M x\n";
+  CHECK(says(run_tool("regaudit", arguments, options), "touch the pages before use"));
+  CHECK(says(tree.plan("7f0000000000+1M"), "registering brings these pages in"));
+  const Tree device({}, {}, "rd wr mr mw me pf io");
+  CHECK(says(device.plan("7f0000000000+1M"), "dma-buf"));
+}
+
+TEST_CASE("regaudit: what a recording does not hold is said, in text and JSON") {
+  const Tree tree({}, {{0x7f0000000000, 16, there, 1}});
+  const RunResult text = tree.plan("7f0000000000+64K");
+  CAPTURE(text.out, text.err);
+  CHECK(text.status == 0);
+  CHECK(says(text, "not told by this system: cma, movable, nodes\n"));
+  const auto document = nlohmann::ordered_json::parse(tree.plan("7f0000000000+64K", {"-J"}).out);
+  CHECK(document["not_told"] == nlohmann::ordered_json::array({"cma", "movable", "nodes"}));
+  CHECK(document["registrations"][0]["nodes"].is_null());
+  CHECK(document["registrations"][0]["node"].is_null());
+  CHECK(document["stopped"].is_null());
+  // All of it told: one node, its memory by the list of RAM.
+  const Tree all({}, {{0x7f0000000000, 16, there, 1}}, "rd wr mr mw me ac dc",
+                 {{"proc/zoneinfo", "Node 0, zone   Normal\n"},
+                  {"proc/meminfo", "CmaTotal:       0 kB\n"},
+                  {"proc/iomem", "00000000-0fffffff : System RAM\n"},
+                  {"sys/devices/system/node/node0/cpulist", "0\n"}});
+  const auto whole = nlohmann::ordered_json::parse(all.plan("7f0000000000+64K", {"-J"}).out);
+  CHECK(whole["not_told"].empty());
+  CHECK(whole["registrations"][0]["node"] == 0);
+  CHECK(whole["registrations"][0]["nodes"]["0"] == 64 << 10);
+  CHECK_FALSE(says(all.plan("7f0000000000+64K"), "not told"));
+}
+
+TEST_CASE("regaudit: addresses that no process can have are questioned, not answered") {
+  const auto refused = [](const std::string& line, const std::string& why) {
+    check_refused(ranges("--sysroot x86-64 1042", line), why);
+  };
+  refused("1000 4096\n140462249738240 2097152 mr0\n",
+          "stdin:2: 140462249738240: not a user address; addresses are hexadecimal: 0x7fbfea800000 "
+          "is 140462249738240");
+  refused("ffff888000000000 2M direct-map\n", "it is the kernel's");
+  refused("0xffffffff81000000 2M text\n", "it is the kernel's");
+  const auto plan = [](const std::string& range, const std::string& why) {
+    check_refused(run_tool("regaudit", {"plan", "--sysroot", "x86-64", "1042", range}), why);
+  };
+  plan("140462249738240+2M", "0x7fbfea800000 is 140462249738240");
+  plan("140462249738240-140462249742336", "0x7fbfea800000 is 140462249738240");
+  plan("ffff888000000000+2M", "it is the kernel's");
+}
+
+TEST_CASE("regaudit ranges: a long list is audited in parts, of one limit and one document") {
+  // Three parts; the limit is passed in the last.
+  std::string lines;
+  for (int i = 0; i < 50000; ++i) lines += "7f0000000000 4K\n";
+  const Tree tree({}, {{0x7f0000000000, 16, there, 1}});
+  write_file(tree.directory / "proc/1/limits", "Max locked memory  184319999  184319999  bytes\n");
+  RunOptions options;
+  options.input = lines;
+  const auto run_with = [&](std::vector<std::string> more) {
+    std::vector<std::string> arguments{"ranges", "--sysroot", tree.directory.string()};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    arguments.insert(arguments.end(), {"1", "-"});
+    return run_tool("regaudit", arguments, options);
+  };
+  const RunResult json = run_with({"-J"});
+  CHECK(json.status == 1);
+  const auto document = nlohmann::ordered_json::parse(json.out);
+  REQUIRE(document["registrations"].size() == 50000);
+  CHECK(document["summary"]["registrations"] == 50000);
+  CHECK(document["summary"]["error"] == 5001);  // 184,320,000 bytes are 45,000 of them
+  CHECK(document["registrations"][44998]["verdict"] == "clean");
+  CHECK(document["registrations"][44999]["verdict"] == "error");
+  CHECK(document["processes"].size() == 1);
+  const RunResult text = run_with({});
+  CHECK(text.status == 1);
+  CHECK(text.out.starts_with("VA "));
+  CHECK(text.out.find("\nVA ") == std::string::npos);  // one heading
+  CHECK(says(text, "50000 registrations, 195.3M: 44999 clean, 0 with warnings, 5001 with errors"));
+  // A line that is none, in the third part: what was answered stands, and is not all.
+  options.input += "junk\n";
+  const RunResult broken = run_with({"-J"});
+  CHECK(broken.status == 2);
+  CHECK(error_form(broken.err, "regaudit") == "");
+  CHECK(broken.err.find("stdin:50001") != std::string::npos);
+  const auto part = nlohmann::ordered_json::parse(broken.out);
+  CHECK(part["summary"]["registrations"] == 40000);
+  CHECK(part["stopped"].get<std::string>().find("stdin:50001") != std::string::npos);
 }
 
 TEST_CASE("regaudit plan: all of the address space is counted, to the last page") {
