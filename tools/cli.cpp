@@ -13,6 +13,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "callers_rights.hpp"
 #include "vmem/version.hpp"
 
 namespace vmem::tools {
@@ -124,6 +125,7 @@ Status finish_output(Output& out, Status status, const Messages& messages) {
 }
 
 void drop_capabilities(Writes writes, std::uint64_t also) {
+  (void)callers_capabilities();  // before the ambient ones go with the inheritable ones
   __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
   __user_cap_data_struct data[2];
   if (syscall(SYS_capget, &header, data) != 0) return;

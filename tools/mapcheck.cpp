@@ -17,6 +17,7 @@
 #include <string_view>
 #include <vector>
 
+#include "callers_rights.hpp"
 #include "mapcheck_explain.hpp"
 #include "mapcheck_report.hpp"
 #include "mapcheck_run.hpp"
@@ -92,7 +93,7 @@ std::expected<std::vector<std::string>, int> parse(MapcheckOptions& options, int
 
 /// The text of a policy file; an error message otherwise.
 std::expected<std::string, std::string> read_policy(const std::string& file) {
-  const int fd = open(file.c_str(), O_RDONLY | O_CLOEXEC);
+  const int fd = open_as_caller(file.c_str(), O_RDONLY | O_CLOEXEC);
   const auto failed = [&] {
     return std::unexpected(fmt::format("reading policy: {}: {}", file, std::strerror(errno)));
   };

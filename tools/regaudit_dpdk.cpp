@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <map>
 
+#include "callers_rights.hpp"
 #include "regaudit.hpp"
 #include "regaudit_segments.hpp"
 #include "regaudit_telemetry.hpp"
@@ -192,6 +193,7 @@ struct Instance {
   std::string path;         ///< within the tree
   std::vector<User> users;
   std::string telemetry;  ///< the socket that tells all; empty: the files do
+  bool by_caller = false;  ///< named on the command line, and no running process's
 };
 
 pid_t primary_of(const Instance& instance) {
@@ -207,7 +209,12 @@ pid_t primary_of(const Instance& instance) {
 Result<DpdkMemory> read_files(const Instance& instance) {
   if (!instance.telemetry.empty())
     return read_telemetry(instance.telemetry, instance.users.front().pid);
-  auto memory = read_dpdk(*instance.tree, instance.path);
+  const auto read = [&] {
+    std::optional<CallersRights> rights;
+    if (instance.by_caller) rights.emplace();
+    return read_dpdk(*instance.tree, instance.path);
+  };
+  auto memory = read();
   if (memory || !instance.path.empty()) return memory;
   if (memory.error().code == Errc::not_supported && !instance.users.empty()) {
     const pid_t primary = primary_of(instance);
@@ -554,13 +561,19 @@ class Finder {
   std::optional<Instance> by_directory() {
     std::error_code error;
     const std::string real = std::filesystem::canonical(options_.directory, error).string();
-    auto tree = open_tree(options_.directory, 0);
-    if (!tree) return std::nullopt;
-    Instance instance{.directory = options_.directory, .tree = tree, .path = {}, .users = {}};
+    Instance instance{.directory = options_.directory, .tree = {}, .path = {}, .users = {}};
     for (const User& user : search_.users) {
       if (!error && user.directory == real && (root_.recorded() || uses(user, real)))
         instance.users.push_back(user);
     }
+    {
+      // Other files than those of a process that is asked about are the caller's matter.
+      std::optional<CallersRights> rights;
+      instance.by_caller = instance.users.empty();
+      if (instance.by_caller) rights.emplace();
+      instance.tree = open_tree(options_.directory, 0);
+    }
+    if (!instance.tree) return std::nullopt;
     if (!instance.users.empty() || !options_.pid.empty()) return instance;
     const auto memory = read_files(instance);
     if (!memory) {

@@ -10,6 +10,7 @@
 #include <map>
 
 #include "addresses.hpp"
+#include "callers_rights.hpp"
 #include "regaudit.hpp"
 #include "targets.hpp"
 
@@ -337,8 +338,9 @@ int run_ranges(const RegauditOptions& options, std::vector<std::string> words,
   }
   const bool from_stdin = words.front() == "-";
   const std::string name = from_stdin ? "stdin" : words.front();
-  const Fd file{from_stdin ? dup(STDIN_FILENO)
-                           : open(words.front().c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY)};
+  const Fd file{from_stdin
+                    ? dup(STDIN_FILENO)
+                    : open_as_caller(words.front().c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY)};
   if (!file.valid()) {
     messages.error(fmt::format("reading ranges: {}: {}", name, std::strerror(errno)));
     return 2;

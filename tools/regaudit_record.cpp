@@ -15,6 +15,7 @@
 #include <cstring>
 #include <filesystem>
 
+#include "callers_rights.hpp"
 #include "regaudit.hpp"
 #include "regtrace.h"
 
@@ -61,7 +62,7 @@ std::optional<std::string> make_log(const std::string& file, const Messages& mes
       fd = low;
     path = fmt::format("/proc/self/fd/{}", fd);
   } else {
-    fd = open(file.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+    fd = open_as_caller(file.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (fd < 0) return failed("making the log");
     std::error_code error;
     path = std::filesystem::absolute(file, error).string();
@@ -100,7 +101,7 @@ std::string found_in_path(const std::string& command) {
 /// Why the loader will not preload the recorder into this program (ld.so(8)); null: it will, or
 /// what it is cannot be told.
 const char* not_preloaded(const std::string& file) {
-  const Fd fd{open(file.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY)};
+  const Fd fd{open_as_caller(file.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY)};
   struct stat info{};
   ElfW(Ehdr) header{};
   if (!fd.valid() || fstat(fd.get(), &info) != 0) return nullptr;

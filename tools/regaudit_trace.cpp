@@ -13,6 +13,7 @@
 #include <cstring>
 #include <unordered_map>
 
+#include "callers_rights.hpp"
 #include "regtrace.h"
 #include "render.hpp"
 #include "vmem/maps.hpp"
@@ -280,7 +281,11 @@ Result<Trace> read_trace(const Fd& fd, const std::string& name, pid_t pid, std::
 }
 
 Result<std::optional<Trace>> find_trace(const Process& process, const std::string& log) {
-  auto fd = log.empty() ? open_log_of(process) : open_log(log);
+  const auto open_named = [&] {
+    const CallersRights rights;
+    return open_log(log);
+  };
+  auto fd = log.empty() ? open_log_of(process) : open_named();
   if (!fd) return std::unexpected(std::move(fd.error()));
   if (!fd->valid()) return std::optional<Trace>{};
   const std::string name = log.empty() ? process.path("environ") : log;

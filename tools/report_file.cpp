@@ -12,6 +12,8 @@
 #include <cstring>
 #include <memory>
 
+#include "callers_rights.hpp"
+
 namespace vmem::tools {
 namespace {
 
@@ -93,7 +95,8 @@ bool write_to(const std::string& file, std::string_view text) {
 }  // namespace
 
 bool write_report(const std::string& file, std::string_view text, const Messages& messages) {
-  if (write_to(file, text)) return true;
+  const CallersRights rights;
+  if (rights.had() && write_to(file, text)) return true;
   messages.error(fmt::format("writing output: {}: {}", file, std::strerror(errno)));
   return false;
 }

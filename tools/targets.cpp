@@ -2,7 +2,10 @@
 #include "targets.hpp"
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
+
+#include "callers_rights.hpp"
 
 namespace vmem::tools {
 namespace {
@@ -58,6 +61,15 @@ std::vector<pid_t> named(const SysRoot& root, const std::string& comm, const Mes
 }  // namespace
 
 std::optional<SysRoot> open_root(const CommonOptions& options, const Messages& messages) {
+  if (!options.sysroot.empty()) {
+    // Nothing of this system will be read.
+    CallersRights rights;
+    rights.keep();
+    if (!rights.had()) {
+      messages.error(Error{.os_errno = errno, .what = "taking the caller's rights", .path = {}});
+      return std::nullopt;
+    }
+  }
   auto root = options.sysroot.empty() ? SysRoot::live() : SysRoot::open(options.sysroot);
   if (root) return std::move(*root);
   messages.error(root.error());

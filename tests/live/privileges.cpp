@@ -3,7 +3,9 @@
 // other users' processes. The children become uid 65534, so root has to start these tests.
 #include <grp.h>
 #include <linux/capability.h>
+#include <sys/xattr.h>
 
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "live/children.hpp"
@@ -200,4 +202,86 @@ TEST_CASE("vtop says hidden, exits 2 and gives a hint to an unprivileged user") 
   CHECK(other.out.empty());
   CHECK(other.err.starts_with("vtop: "));
   CHECK(other.err.find("hint: ") != std::string::npos);
+}
+
+namespace {
+
+/// What setcap(8) does.
+bool give_capabilities(const std::string& file, std::initializer_list<unsigned> numbers) {
+  vfs_cap_data data{};
+  data.magic_etc = VFS_CAP_REVISION_2 | VFS_CAP_FLAGS_EFFECTIVE;
+  for (const unsigned n : numbers) data.data[n / 32].permitted |= 1U << (n % 32);
+  return setxattr(file.c_str(), "security.capability", &data, XATTR_CAPS_SZ_2, 0) == 0;
+}
+
+void put(const std::string& file, const std::string& text, unsigned mode) {
+  std::ofstream(file) << text;
+  std::filesystem::permissions(file, static_cast<std::filesystem::perms>(mode));
+}
+
+}  // namespace
+
+TEST_CASE("a tool with capabilities of its file's opens what is named with its caller's rights") {
+  if (geteuid() != 0) return skip_or_fail("pfn", "only root can become another user");
+  FileDir directory;
+  const std::string& at = directory.path();
+  std::filesystem::permissions(at, std::filesystem::perms(0755));
+  for (const std::string tool : {"vtop", "vmastat", "mapcheck", "regaudit"}) {
+    std::filesystem::copy_file(VMEM_TOOLS_PATH "/" + tool, at + "/" + tool);
+    if (!give_capabilities(at + "/" + tool, {CAP_SYS_ADMIN, CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH,
+                                             CAP_DAC_OVERRIDE, CAP_FOWNER}))
+      return skip_or_fail("pfn", "no capabilities of files here");
+  }
+  const RunOptions nobodys{.uid = nobody, .directory = "/"};
+  const auto ask = [&](std::vector<std::string> words) {
+    words.front() = at + "/" + words.front();
+    return run(words, nobodys);
+  };
+  // They have them: another user's process is shown, with frames.
+  const std::string child = [&] {
+    const RunResult seen = ask({"mapcheck", "-e", "[stack]=ram,sparse", std::to_string(getpid())});
+    return seen.status == 0 ? std::string() : seen.err;
+  }();
+  if (!child.empty()) return skip_or_fail("pfn", "capabilities of files have no effect: " + child);
+
+  const std::string secret = at + "/secret";
+  put(secret, "hunter2 = 5\n1000 4K\n", 0600);
+  std::filesystem::create_directory(at + "/tree");
+  std::filesystem::create_directory(at + "/tree/proc");
+  std::filesystem::permissions(at + "/tree", std::filesystem::perms(0700));
+  const std::string log = at + "/log";
+  for (const std::vector<std::string>& words : std::vector<std::vector<std::string>>{
+           {"mapcheck", "--policy", secret, "self"},
+           {"regaudit", "ranges", "self", secret},
+           {"regaudit", "rdma", "--log", secret, std::to_string(getpid())},
+           {"regaudit", "dpdk", "--dir", at + "/tree"},
+           {"regaudit", "trace", "--log", log, "--", "true"},
+           {"regaudit", "trace", "--log", secret, "--", "true"},
+           {"mapcheck", "--junit", log, "-e", "[stack]=ram,sparse", "self"},
+           {"mapcheck", "--junit", secret, "-e", "[stack]=ram,sparse", "self"},
+           {"vmastat", "--html", log, "self"},
+           {"vtop", "--sysroot", at + "/tree", "1"},
+           {"vmastat", "--sysroot", at + "/tree", "1"},
+           {"mapcheck", "--sysroot", at + "/tree", "--auto", "1"},
+           {"regaudit", "--sysroot", at + "/tree", "dpdk"}}) {
+    std::string line;
+    for (const std::string& word : words) line += word + " ";
+    const RunResult result = ask(words);
+    INFO(line << result.out << result.err);
+    CHECK(result.status == 2);
+    CHECK(result.err.find("ermission") != std::string::npos);
+    CHECK(result.err.find("hunter2") == std::string::npos);
+    CHECK_FALSE(std::filesystem::exists(log));
+  }
+  std::ifstream kept(secret);
+  std::string first;
+  CHECK((std::getline(kept, first) && first == "hunter2 = 5"));
+
+  // What its caller may open it opens; and the process's own files with the capabilities after
+  // that.
+  put(at + "/open.toml", "[[check]]\nselect = \"[stack]\"\nwindow = \"ram\"\nsparse = true\n",
+      0644);
+  const RunResult good = ask({"mapcheck", "--policy", at + "/open.toml", std::to_string(getpid())});
+  INFO(good.err);
+  CHECK(good.status == 0);
 }
