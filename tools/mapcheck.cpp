@@ -28,8 +28,6 @@
 namespace vmem::tools {
 namespace {
 
-constexpr std::size_t most_policy_bytes = 64 << 20;
-
 std::expected<std::vector<std::string>, int> parse(MapcheckOptions& options, int argc,
                                                    char** argv) {
   CLI::App app{
@@ -75,8 +73,8 @@ std::expected<std::vector<std::string>, int> parse(MapcheckOptions& options, int
       "OPT is offset=BYTES, scatter, perms=rw-s, cache=uc|uc-|wc|wt|wp|wb|any (or as arm64 has "
       "it:\n"
       "cache=normal-nc, ...), leaf=4K|2M|1G, node=N, populated, sparse, flags=io,pf,..., "
-      "optional.\n"
-      "Words may have any case.\n\n"
+      "nth=N\n"
+      "(of those selected), optional.  Words may have any case.\n\n"
       "Columns: " +
       mapcheck_column_names() +
       "\n\n"
@@ -108,7 +106,8 @@ std::expected<std::string, std::string> read_policy(const std::string& file) {
     if (n == 0) return text;
     text.append(buffer, static_cast<std::size_t>(n));
     if (text.size() > most_policy_bytes)
-      return std::unexpected(fmt::format("reading policy: {}: too large", file));
+      return std::unexpected(
+          fmt::format("reading policy: {}: larger than {} MiB", file, most_policy_bytes >> 20));
   }
 }
 
@@ -277,9 +276,18 @@ int print_policy(const MapcheckOptions& options, const Process& process, const M
     messages.error(policy.error());
     return 2;
   }
+  if (interrupted()) end_by_signal();
   Output out{interrupted};
-  out.append(*policy);
-  return static_cast<int>(finish_output(out, Status::good, messages));
+  out.append(policy->text);
+  Status status = policy->lacks.empty() ? Status::good : Status::unanswered;
+  status = finish_output(out, status, messages);
+  if (status == Status::unanswered && !out.failed()) {
+    std::string_view hint = policy->hint;
+    if (hint.empty() && options.backend == "pagemap")
+      hint = "page tables may show it: leave --backend pagemap out";
+    messages.error(policy->lacks, hint);
+  }
+  return static_cast<int>(status);
 }
 
 int run(int argc, char** argv) {

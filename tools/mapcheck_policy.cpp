@@ -75,6 +75,7 @@ constexpr auto keys = std::to_array<Key>({
     {"name", "a string", is_text},
     {"process", "a string", is_text},
     {"select", "a string", is_text},
+    {"nth", "a number, from 1", is_number},
     {"window", "a string", is_text},
     {"offset", "a number of bytes, or a string such as \"64K\"", is_size},
     {"scatter", "true or false", is_flag},
@@ -103,6 +104,7 @@ Good set_key(Rule& rule, std::string_view name, const toml::node& node) {
     return {};
   }
   if (name == "select") return set_select(rule, *text);
+  if (name == "nth") return set_nth(rule, *text);
   if (name == "window") {
     auto window = parse_window(*text);
     if (!window) return std::unexpected(std::move(window.error()));
@@ -123,10 +125,96 @@ Good read_keys(Rule& rule, const toml::table& table, const std::string& file) {
   return {};
 }
 
+/// Bounds what the parser will build before it builds it: it nests as deep as keys have dots and
+/// takes its tables apart by recursion, and takes 250 bytes for a key. (It bounds values' nesting
+/// itself.) Where the text is no TOML, this may take a string for something else, but only behind
+/// the place where the parser stops.
+class Bounds {
+ public:
+  explicit Bounds(std::string_view toml) : rest_(toml) {}
+
+  /// Empty: within them. Else "LINE:COLUMN: why".
+  std::string check() {
+    while (!rest_.empty()) {
+      const char c = rest_.front();
+      if (c == '"' || c == '\'') {
+        skip_string(c);
+        continue;
+      }
+      if (c == '#') {
+        take(std::min(rest_.find('\n'), rest_.size()));
+        continue;
+      }
+      if (const std::string why = count(c); !why.empty())
+        return fmt::format("{}:{}: {}", line_, column_, why);
+      take(1);
+    }
+    return {};
+  }
+
+ private:
+  std::string count(char c) {
+    if (c == '.') {
+      if (++dots_ >= most_policy_key_parts)
+        return fmt::format("a key of more than {} parts", most_policy_key_parts);
+    } else if (c == '\n' || c == '=' || c == ',' || c == '[' || c == ']' || c == '{' || c == '}') {
+      dots_ = 0;
+    }
+    // Each part of a key is a table; each value stands behind one of these.
+    if ((c == '.' || c == '=' || c == ',' || c == '[' || c == '{') &&
+        ++values_ > most_policy_values) {
+      return fmt::format("more than {} keys and values", most_policy_values);
+    }
+    return {};
+  }
+
+  void take(std::size_t n) {
+    for (const char c : rest_.substr(0, n)) {
+      // Columns are characters, not bytes.
+      if (c == '\n') {
+        ++line_;
+        column_ = 1;
+      } else if ((static_cast<unsigned char>(c) & 0xc0) != 0x80) {
+        ++column_;
+      }
+    }
+    rest_.remove_prefix(n);
+  }
+
+  void skip_string(char quote) {
+    const std::string three(3, quote);
+    const bool lines = rest_.starts_with(three);
+    std::size_t at = lines ? 3 : 1;
+    while (at < rest_.size()) {
+      if (rest_[at] == '\\' && quote == '"') {
+        at += 2;
+      } else if (lines ? rest_.substr(at).starts_with(three) : rest_[at] == quote) {
+        at += lines ? 3 : 1;
+        // Two more may stand before the end.
+        for (int more = 0; lines && more < 2 && at < rest_.size() && rest_[at] == quote; ++more)
+          ++at;
+        break;
+      } else if (!lines && rest_[at] == '\n') {
+        break;  // not closed: the parser stops here
+      } else {
+        ++at;
+      }
+    }
+    take(std::min(at, rest_.size()));
+  }
+
+  std::string_view rest_;
+  std::uint64_t line_ = 1, column_ = 1;
+  unsigned dots_ = 0;
+  std::size_t values_ = 0;
+};
+
 }  // namespace
 
 std::expected<std::vector<Rule>, std::string> parse_policy(std::string_view toml,
                                                            const std::string& file) {
+  if (const std::string beyond = Bounds{toml}.check(); !beyond.empty())
+    return std::unexpected(fmt::format("{}:{}", file, beyond));
   const toml::parse_result parsed = toml::parse(toml, file);
   if (!parsed)
     return std::unexpected(at(file, parsed.error().source(), parsed.error().description()));
@@ -139,7 +227,7 @@ std::expected<std::vector<Rule>, std::string> parse_policy(std::string_view toml
                                 fmt::format("{}: no such key ([defaults], [[check]])", key.str())));
     const toml::table* const table = node.as_table();
     if (table == nullptr) return std::unexpected(at(file, key.source(), "defaults: not a table"));
-    for (const std::string_view own : {"name", "select"}) {
+    for (const std::string_view own : {"name", "select", "nth"}) {
       if (const auto found = table->find(own); found != table->end())
         return std::unexpected(
             at(file, found->first.source(), fmt::format("{}: is each check's own", own)));
@@ -154,6 +242,10 @@ std::expected<std::vector<Rule>, std::string> parse_policy(std::string_view toml
   const toml::array* const list = checks->as_array();
   if (list == nullptr || list->empty())
     return std::unexpected(at(file, checks->source(), "check: not a list; write [[check]]"));
+  if (list->size() > most_policy_checks) {
+    return std::unexpected(at(file, list->get(most_policy_checks)->source(),
+                              fmt::format("more than {} checks", most_policy_checks)));
+  }
   std::vector<Rule> rules;
   rules.reserve(list->size());
   for (const toml::node& node : *list) {
@@ -168,7 +260,7 @@ std::expected<std::vector<Rule>, std::string> parse_policy(std::string_view toml
       return std::unexpected(at(file, table->source(), "window: is missing"));
     if (auto good = sensible(rule); !good)
       return std::unexpected(at(file, table->source(), good.error()));
-    if (rule.check.name.empty()) rule.check.name = rule.select;
+    if (rule.check.name.empty()) rule.check.name = selected_text(rule);
     rules.push_back(std::move(rule));
   }
   return rules;

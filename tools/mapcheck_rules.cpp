@@ -262,8 +262,26 @@ std::expected<void, std::string> set_option(Check& check, std::string_view given
     }));
   }
   return std::unexpected(
-      "no such option: offset, scatter, perms, cache, leaf, node, populated, sparse, flags, "
+      "no such option: offset, scatter, perms, cache, leaf, node, populated, sparse, flags, nth, "
       "optional");
+}
+
+std::expected<void, std::string> set_nth(Rule& rule, std::string_view value) {
+  const auto number = whole_number(value);
+  if (!number || *number == 0) return std::unexpected("not which one of the mappings, from 1");
+  rule.nth = *number;
+  return {};
+}
+
+std::string selected_text(const Rule& rule) {
+  if (rule.nth == 0) return rule.select;
+  const auto tens = rule.nth % 100;
+  const std::string_view ending = tens / 10 == 1   ? "th"
+                                  : tens % 10 == 1 ? "st"
+                                  : tens % 10 == 2 ? "nd"
+                                  : tens % 10 == 3 ? "rd"
+                                                   : "th";
+  return fmt::format("the {}{} of {}", rule.nth, ending, rule.select);
 }
 
 std::expected<void, std::string> sensible(const Rule& rule) {
@@ -277,8 +295,10 @@ std::expected<void, std::string> sensible(const Rule& rule) {
 
 std::string cache_words(CacheSet set) {
   std::string words;
-  // The narrower of two words first: "uc" includes "uc-".
-  for (const std::string_view word : {"uc-", "uc", "wc", "wt", "wp", "wb"}) {
+  // Of two words the one that says all of it: "uc" includes "uc-", which is the narrower one.
+  const CacheSet uncached = *cache_set("uc");
+  const bool all = (set & uncached) == uncached;
+  for (const std::string_view word : {all ? "uc" : "uc-", "uc", "wc", "wt", "wp", "wb"}) {
     const CacheSet bits = *cache_set(word);
     if ((set & bits) == 0) continue;
     set = static_cast<CacheSet>(set & ~bits);
@@ -302,7 +322,6 @@ std::expected<Rule, std::string> parse_expectation(std::string_view text) {
   if (equals == std::string_view::npos) return std::unexpected("not SELECT=WINDOW[,OPT...]");
   if (auto good = set_select(rule, text.substr(0, equals)); !good)
     return std::unexpected(std::move(good.error()));
-  rule.check.name = rule.select;
   std::string_view rest = text.substr(equals + 1);
   const std::size_t comma = rest.find(',');
   auto window = parse_window(rest.substr(0, comma));
@@ -323,8 +342,8 @@ std::expected<Rule, std::string> parse_expectation(std::string_view text) {
     const std::size_t assign = word.find('=');
     const std::string key = lower(word.substr(0, assign));
     const std::string_view value = assign == std::string_view::npos ? "" : word.substr(assign + 1);
-    if (auto good = set_option(rule.check, key, value); !good)
-      return std::unexpected(std::string(word) + ": " + good.error());
+    const auto good = key == "nth" ? set_nth(rule, value) : set_option(rule.check, key, value);
+    if (!good) return std::unexpected(std::string(word) + ": " + good.error());
     // Of two values one would be ignored.
     const std::string what = key == "sparse" ? "populated" : key;
     if (std::ranges::count(given, what) != 0)
@@ -335,6 +354,7 @@ std::expected<Rule, std::string> parse_expectation(std::string_view text) {
     rest.remove_prefix(std::min(end + 1, rest.size()));
   }
   if (auto good = sensible(rule); !good) return std::unexpected(std::move(good.error()));
+  rule.check.name = selected_text(rule);
   return rule;
 }
 

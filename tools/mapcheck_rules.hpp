@@ -34,6 +34,7 @@ Result<Window> look_up(const WindowText& window, WindowSources& sources, PageSiz
 struct Rule {
   std::string process;  ///< a glob over comm; empty: every process asked about
   std::string select;  ///< as written
+  std::uint64_t nth = 0;  ///< only this one of the mappings selected, by address, from 1; 0: all
   WindowText window;
   Check check;  ///< its window is looked up when the rule is used
 };
@@ -44,6 +45,10 @@ std::expected<void, std::string> set_select(Rule& rule, std::string_view text);
 /// One option, a key or KEY=VALUE in -e; the same words serve policy files.
 std::expected<void, std::string> set_option(Check& check, std::string_view key,
                                             std::string_view value);
+/// "nth", which is the rule's.
+std::expected<void, std::string> set_nth(Rule& rule, std::string_view value);
+/// What a rule selects, in words: "[heap]", "the 2nd of /bin/x+0x2000".
+std::string selected_text(const Rule& rule);
 
 /// An error if an option of the whole rule would be ignored.
 std::expected<void, std::string> sensible(const Rule& rule);
@@ -54,6 +59,13 @@ std::string size_word(std::uint64_t bytes);
 
 /// SELECT=WINDOW[,OPT…]
 std::expected<Rule, std::string> parse_expectation(std::string_view text);
+
+/// A policy that a person or --print-policy writes has less, by far; what reads more would take
+/// gigabytes for it.
+inline constexpr std::size_t most_policy_bytes = 16 << 20;
+inline constexpr std::size_t most_policy_checks = 100'000;
+inline constexpr std::size_t most_policy_values = 1'000'000;  ///< keys and elements of lists
+inline constexpr unsigned most_policy_key_parts = 16;  ///< "a.b.c" has three
 
 /// A policy file's rules. The error is a message: "FILE:LINE:COLUMN: why".
 std::expected<std::vector<Rule>, std::string> parse_policy(std::string_view toml,

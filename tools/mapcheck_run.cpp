@@ -238,7 +238,9 @@ class Look {
     for (std::size_t r = 0; r < rules_.size(); ++r) {
       Ready& ready = rules_[r];
       if (!names(ready, process)) continue;
-      const std::vector<std::size_t> found = selection(ready.rule->check.select);
+      std::vector<std::size_t> found = selection(ready.rule->check.select);
+      if (const std::uint64_t nth = ready.rule->nth; nth != 0)
+        found = nth <= found.size() ? std::vector{found[nth - 1]} : std::vector<std::size_t>{};
       for (const std::size_t i : found) choices.push_back({i, r});
       if (!report) continue;
       if (!found.empty()) {
@@ -260,7 +262,7 @@ class Look {
     CheckedMapping row{
         .check = &ready.rule->check, .window = ready.rule->window.text, .pid = pid, .comm = comm};
     if (pid != 0 || ready.rule->process.empty())
-      row.reason = "no mapping is selected by " + ready.rule->select;
+      row.reason = "no mapping is selected by " + selected_text(*ready.rule);
     else if (hidden_)
       row.reason = fmt::format("no process that is seen is named {}, or it is hidden: {}",
                                ready.rule->process, *hidden_);

@@ -82,8 +82,14 @@ std::optional<Check> describe(const Process& process, Translator& translator,
 /// "0x90000000+0x4000000,perms=rw-s,cache=uc-": all but what it selects.
 std::string expectation(const Check& check);
 
-/// A policy that the process passes as it is now, as TOML; mappings of which nothing can be said
-/// are named in comments.
-Result<std::string> describe_policy(const Process& process, Translator& translator);
+struct PrintedPolicy {
+  std::string text;  ///< TOML; what is left out is named in comments
+  std::string lacks;  ///< a message, where a mapping should have been described and is not
+  std::string hint;  ///< to that
+  bool changed = false;
+};
+
+/// A policy that the process passes as it is now, and that the next run of its program passes.
+Result<PrintedPolicy> describe_policy(const Process& process, Translator& translator);
 
 }  // namespace vmem::tools
