@@ -19,6 +19,7 @@ class Outcome:
 
     def __init__(self):
         self.vmas = self.pages = self.resident = self.addresses = self.summed = self.moved = 0
+        self.checks = 0
         self.wrong = 0
         self.classes = {}
         self.examples = []

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""run.py --vtop PATH --vmastat PATH --plain PATH --memory-kinds PATH --dir TEMP [--only NAME]: called by scripts/real-programs."""
+"""run.py --vtop PATH --vmastat PATH --mapcheck PATH --plain PATH --memory-kinds PATH --dir TEMP [--only NAME]: called by scripts/real-programs."""
 
 import argparse
 import os
+import shutil
 import signal
 import sys
 import tempfile
 import time
 
 import compare
+import policies
 import process_tree
 import programs
 import stats
@@ -44,8 +46,9 @@ def check(arguments, name, start, huge_pages):
     need_huge_pages(huge_pages)
     directory = tempfile.mkdtemp(prefix="program-", dir=arguments.dir)
     os.chmod(directory, 0o755)
+    restart = lambda: start(directory, *extra)  # noqa: E731
     extra = [arguments.memory_kinds] if name in ("memory-kinds", "60,000 VMAs") else []
-    held = start(directory, *extra)  # noqa: F841: its stdin stays open
+    held = restart()  # noqa: F841: its stdin stays open
     pids = process_tree.stop()
     if not pids:
         raise programs.Unavailable("it ended by itself")
@@ -63,12 +66,34 @@ def check(arguments, name, start, huge_pages):
         outcome.examples += sums.examples
         outcome.examples = [f"{process_tree.comm(pid)} {pid}: {e}" for e in outcome.examples]
         total.add(outcome)
+    total.checks = check_policies(arguments, directory, restart, pids, total)
     return len(pids), total
+
+
+def check_policies(arguments, directory, restart, pids, total):
+    """The number of checks that the program's first process passed after a restart."""
+    comm = process_tree.comm(pids[0])
+    policy, wrong = policies.printed(arguments.mapcheck, pids[0])
+    process_tree.end()
+    shutil.rmtree(directory)
+    os.mkdir(directory)
+    os.chmod(directory, 0o755)
+    held = restart()  # noqa: F841
+    again = [pid for pid in process_tree.stop() if process_tree.comm(pid) == comm]
+    checks = 0
+    if again:
+        checks, more = policies.held(arguments.mapcheck, policy, directory, again[0])
+        wrong += more
+    else:
+        wrong.append(f"no {comm} after a restart")
+    total.wrong += len(wrong)
+    total.examples += [f"{comm}: {w}" for w in wrong]
+    return checks
 
 
 def main():
     parser = argparse.ArgumentParser()
-    for option in ("vtop", "vmastat", "plain", "memory-kinds", "dir"):
+    for option in ("vtop", "vmastat", "mapcheck", "plain", "memory-kinds", "dir"):
         parser.add_argument("--" + option, required=True)
     parser.add_argument("--only", action="append", help="programs whose name begins so")
     parser.add_argument("--addresses", type=int, default=300)
@@ -93,7 +118,7 @@ def main():
             detail = getattr(reason, "stderr", None) or b""
             print(f"{'FAILED' if required else 'SKIPPED'}: {name}: {reason} "
                   f"{detail.decode(errors='replace')[-500:]}", file=sys.stderr, flush=True)
-            rows.append((name, "-", "-", "-", "-", "-", "-", "-", "failed" if required else "skipped"))
+            rows.append((name, "-", "-", "-", "-", "-", "-", "-", "-", "failed" if required else "skipped"))
             failed = failed or required
             continue
         finally:
@@ -104,12 +129,12 @@ def main():
             print(f"MISMATCH: {name}: nothing resident was compared", file=sys.stderr)
         failed = failed or outcome.wrong != 0 or outcome.resident == 0
         rows.append((name, processes, outcome.vmas, outcome.pages, outcome.resident,
-                     outcome.addresses, outcome.summed, outcome.moved, outcome.wrong))
+                     outcome.addresses, outcome.summed, outcome.checks, outcome.moved, outcome.wrong))
         print(f"{name}: {time.monotonic() - began:.0f} s, classes {outcome.classes}",
               file=sys.stderr, flush=True)
 
     heads = ("program", "processes", "VMAs", "pages compared", "resident", "addresses",
-             "VMAs summed", "moved", "mismatches")
+             "VMAs summed", "policy checks", "moved", "mismatches")
     table = [heads] + [tuple(f"{c:,}" if isinstance(c, int) else c for c in r) for r in rows]
     widths = [max(len(str(r[i])) for r in table) for i in range(len(heads))]
     for row in table:
