@@ -613,7 +613,7 @@ class Finder {
       // The lock is on the primary's own files, and no copy of them.
       const bool original = real.substr(0, real.rfind('/')).ends_with("/dpdk");
       say_unused(options_.directory,
-                 original ? lock_holder(*tree, "config") : std::optional<pid_t>{},
+                 original ? lock_holder(*instance.tree, "config") : std::optional<pid_t>{},
                  "name the process by --pid");
     } else {
       messages_.error(fmt::format("{}: more than one primary has such memory", options_.directory),
