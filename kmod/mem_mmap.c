@@ -266,7 +266,11 @@ static int mem_mmap_mmap(struct file *file, struct vm_area_struct *vma)
 
 /* No open, no release: there is nothing to set up for one process, and mappings hold the file. */
 static const struct file_operations mem_mmap_fops = {
-	.owner = THIS_MODULE,	/* keeps the module loaded while a file or a mapping of it lives */
+	/*
+	 * Keeps the module loaded while a file or a mapping of it lives; not while mem_mmap_init()
+	 * runs.
+	 */
+	.owner = THIS_MODULE,
 	.mmap = mem_mmap_mmap,
 	.llseek = noop_llseek,
 };
@@ -417,55 +421,98 @@ static int check_parameters(void)
 	return 0;
 }
 
-static void remove_windows(unsigned int count)
+static void unclaim_windows(unsigned int count)
 {
-	debugfs_remove_recursive(debugfs_root);
-	while (count--) {
-		misc_deregister(&all_windows[count].misc);
+	while (count--)
 		unclaim(&all_windows[count]);
-	}
-	kfree(all_windows);
 }
 
-static int add_window(unsigned int index)
+/* All of them, or none. Nobody can see them yet. */
+static int claim_windows(void)
 {
-	struct window *window = &all_windows[index];
-	unsigned int mapped = index;
-	struct dentry *directory;
-	char number[12];
-	int error;
+	unsigned int i;
 
-	snprintf(window->name, sizeof(window->name), "mem_mmap%u", index + 1);
-	window->start = base + index * len;
-	if (fault_mode == FAULT_WRONG_BASE)
-		mapped = (index + 1) % windows;
-	window->mapped = base + mapped * len;
-	error = claim(window);
-	if (error)
-		return error;
+	for (i = 0; i < windows; i++) {
+		struct window *window = &all_windows[i];
+		unsigned int mapped = i;
+		int error;
 
-	/* A misc device brings its node with it: no major number, no class, no udev rule. */
-	window->misc.minor = MISC_DYNAMIC_MINOR;
-	window->misc.name = window->name;
-	window->misc.fops = &mem_mmap_fops;
-	window->misc.mode = 0600;	/* physical memory is root's business */
-	/* From here on it can be opened, so everything else is ready by now. */
-	error = misc_register(&window->misc);
-	if (error) {
-		unclaim(window);
-		return error;
+		snprintf(window->name, sizeof(window->name), "mem_mmap%u", i + 1);
+		window->start = base + i * len;
+		if (fault_mode == FAULT_WRONG_BASE)
+			mapped = (i + 1) % windows;
+		window->mapped = base + mapped * len;
+		error = claim(window);
+		if (error) {
+			unclaim_windows(i);
+			return error;
+		}
 	}
-
-	/*
-	 * debugfs is for those who look: a driver works without it, and so its errors are not
-	 * checked.
-	 */
-	snprintf(number, sizeof(number), "%u", index + 1);
-	directory = debugfs_create_dir(number, debugfs_root);
-	debugfs_create_file("truth", 0400, directory, window, &truth_fops);
 	return 0;
 }
 
+static void deregister_windows(unsigned int count)
+{
+	while (count--)
+		misc_deregister(&all_windows[count].misc);
+}
+
+/*
+ * All of them, or none. Each node is visible at once, and mem_mmap_init() may still fail: see there
+ * why nobody may get in until it cannot. A device without operations cannot be opened: misc_open()
+ * finds none and returns ENODEV, without a step into this module.
+ */
+static int register_windows(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < windows; i++) {
+		struct miscdevice *misc = &all_windows[i].misc;
+		int error;
+
+		/* A misc device brings its node with it: no major number, no class, no udev rule. */
+		misc->minor = MISC_DYNAMIC_MINOR;
+		misc->name = all_windows[i].name;
+		misc->fops = NULL;
+		misc->mode = 0600;	/* physical memory is root's business */
+		error = misc_register(misc);
+		if (error) {
+			pr_err("/dev/%s cannot be registered (%d)\n", misc->name, error);
+			/* Also waits until the last one has left misc_open(). */
+			deregister_windows(i);
+			return error;
+		}
+	}
+	return 0;
+}
+
+/* debugfs is for those who look: a driver works without it, and so its errors are not checked. */
+static void show_truth(void)
+{
+	unsigned int i;
+
+	debugfs_root = debugfs_create_dir(KBUILD_MODNAME, NULL);
+	for (i = 0; i < windows; i++) {
+		struct dentry *directory;
+		char number[12];
+
+		snprintf(number, sizeof(number), "%u", i + 1);
+		directory = debugfs_create_dir(number, debugfs_root);
+		debugfs_create_file("truth", 0400, directory, &all_windows[i], &truth_fops);
+	}
+}
+
+/*
+ * Everything that can fail comes before anything that others can open. The kernel frees a module
+ * whose init function fails, code and data, no matter who has a file of it open: .owner only keeps
+ * a module loaded that has been loaded, and keeps it from rmmod. So an init function that lets
+ * somebody in and then fails has left him memory that is no longer there, and he need only call
+ * mmap(). That counts for a file in debugfs as well as for a device.
+ *
+ * A driver with one device prepares all and calls misc_register() last: if that fails, nobody could
+ * open the device yet. Here the second device may be refused when the first is visible, so all are
+ * registered closed, and are opened when nothing is left that could fail.
+ */
 static int __init mem_mmap_init(void)
 {
 	unsigned int i;
@@ -476,23 +523,38 @@ static int __init mem_mmap_init(void)
 	all_windows = kcalloc(windows, sizeof(*all_windows), GFP_KERNEL);
 	if (!all_windows)
 		return -ENOMEM;
-	debugfs_root = debugfs_create_dir(KBUILD_MODNAME, NULL);
-	for (i = 0; i < windows; i++) {
-		error = add_window(i);
-		if (error) {
-			remove_windows(i);
-			return error;
-		}
-	}
+	error = claim_windows();
+	if (error)
+		goto free;
+	error = register_windows();
+	if (error)
+		goto unclaim;
+
+	/* From here on nothing fails. */
+	show_truth();
+	for (i = 0; i < windows; i++)
+		WRITE_ONCE(all_windows[i].misc.fops, &mem_mmap_fops);
 	if (fault_mode != FAULT_NONE)
 		pr_warn("fault=%s: these windows are wrong on purpose\n", fault);
 	return 0;
+
+unclaim:
+	unclaim_windows(windows);
+free:
+	kfree(all_windows);
+	return error;
 }
 
-/* Nothing is open or mapped any more, or the module could not be removed. */
+/*
+ * Nothing is open or mapped any more, or the module could not be removed, and by .owner nothing can
+ * be opened any more. So it is init backwards.
+ */
 static void __exit mem_mmap_exit(void)
 {
-	remove_windows(windows);
+	debugfs_remove_recursive(debugfs_root);
+	deregister_windows(windows);
+	unclaim_windows(windows);
+	kfree(all_windows);
 }
 
 module_init(mem_mmap_init);

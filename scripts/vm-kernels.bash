@@ -134,15 +134,18 @@ get_kernel() {
   printf '%s\n' "${packages[*]}" >"$root/complete"
 }
 
-# build_modules VERSION: all that kmod/Kbuild names, in $work/VERSION.modules.
+# Where build_modules VERSION puts the modules of SOURCE (kmod, tests/vm/modules).
+modules_folder() { printf '%s/build/%s-%s/%s' "$cache" "$1" "$arch" "$2"; }
+
+# build_modules VERSION SOURCE: all that SOURCE/Kbuild names.
 build_modules() {
-  local folder file options log=$work/$1.make
-  folder=$cache/build/$1-$arch
+  local source=$2 folder file options log=$work/$1.make
+  folder=$(modules_folder "$1" "$source")
   mkdir -p "$folder"
   # Kbuild builds where the sources are. Only what differs is copied: what is not older than its object is built again.
   while read -r file; do
-    cmp -s "kmod/$file" "$folder/$file" || install -D -m 644 "kmod/$file" "$folder/$file"
-  done < <(cd kmod && find . -type f \( -name '*.[ch]' -o -name Kbuild -o -name Makefile \))
+    cmp -s "$source/$file" "$folder/$file" || install -D -m 644 "$source/$file" "$folder/$file"
+  done < <(cd "$source" && find . -type f \( -name '*.[ch]' -o -name Kbuild -o -name Makefile \))
   rm -f "$folder"/*.ko
   options=(-C "$(kernel_headers "$1")" "M=$folder" CONFIG_DEBUG_INFO_BTF_MODULES=)
   case $arch in
@@ -162,6 +165,9 @@ build_modules() {
     die "warnings for $(kernel_release "$1")"
   fi
 }
+
+# The folders of our own modules: the project's, and those that only tests need.
+module_sources=(kmod tests/vm/modules)
 
 # Kernel modules that tests want, beside those they depend on: for PCI devices, swap, a file system and RDMA.
 guest_modules=(uio_pci_generic uio_cif vfio-pci zram lzo-rle ext4 crc32_generic rdma_rxe dummy)
@@ -241,7 +247,9 @@ make_initramfs() {
   cp tests/vm/init "$tree/init"
   [[ $arch != amd64 ]] || add_rdma "$tree"
   printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n' >"$tree/etc/passwd"
-  cp "$cache/build/$version-$arch"/*.ko "$tree/lib/modules/$release/vmem/"
+  for module in "${module_sources[@]}"; do
+    cp "$(modules_folder "$version" "$module")"/*.ko "$tree/lib/modules/$release/vmem/"
+  done
   for module in "${guest_modules[@]}"; do
     # A kernel without it: the tests that want it say so.
     while read -r _ file _; do
