@@ -654,6 +654,8 @@ static int vmem_frames(struct vmem_frames *arg)
 
 struct iova_walk {
 	struct device *dev;
+	/* The last round's: to be compared only, it may be gone by now. */
+	const struct iommu_domain *domain;
 	struct vmem_iova_run *runs;
 	u32 count;
 	u32 capacity;
@@ -715,6 +717,7 @@ static int walk_device(struct device *dev, void *data)
 		return 0;
 	w->found = true;
 	domain = vmem_domain_of(dev);
+	w->domain = domain;
 	if (!domain) {
 		w->state = VMEM_IOVA_NO_IOMMU;
 	} else if (domain->type == IOMMU_DOMAIN_IDENTITY) {
@@ -769,6 +772,7 @@ static int iova_round(struct iova_walk *w)
 	struct iommu_group *group = iommu_group_get(w->dev);
 
 	w->state = VMEM_IOVA_NO_IOMMU;
+	w->domain = NULL;
 	if (group) {
 		w->found = false;
 		iommu_group_for_each_dev(group, w, walk_device);
@@ -787,17 +791,19 @@ static int iova_rounds(struct vmem_iova *arg, struct iova_walk *w)
 {
 	struct vmem_iova_run __user *out = u64_to_user_ptr(arg->runs);
 	const u32 capacity = w->capacity;
+	const struct iommu_domain *domain;
 	unsigned int round;
 	int ret;
 
 	for (round = 0; round < ROUNDS_PER_CALL; round++) {
+		domain = w->domain;
 		w->count = 0;
 		w->capacity = min(capacity, arg->runs_len - arg->runs_count);
 		ret = iova_round(w);
 		if (ret)
 			return ret;
 		/* A device that was given another domain in between has two answers: tell one. */
-		if (round && arg->state != w->state)
+		if (round && (arg->state != w->state || domain != w->domain))
 			return -EAGAIN;
 		arg->state = w->state;
 		if (copy_to_user(out + arg->runs_count, w->runs, w->count * sizeof(*w->runs)))
@@ -977,6 +983,11 @@ static struct miscdevice vmem_device = {
 static int __init vmem_init(void)
 {
 	get_random_bytes(&address_space_key, sizeof(address_space_key));
+	/*
+	 * Last: from here on it can be opened, so everything else is ready, and nothing may fail
+	 * any more. A module whose init fails is freed even if somebody has a file of it open. If
+	 * this call itself fails, nobody could open the device yet.
+	 */
 	return misc_register(&vmem_device);
 }
 

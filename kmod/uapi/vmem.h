@@ -2,8 +2,9 @@
 /*
  * The protocol of /dev/vmem: page tables, page frames and IOMMU mappings, read only.
  *
- * Who may. The device is mode 0600, is opened O_RDONLY, and takes CAP_SYS_ADMIN in the initial user
+ * Who may. The device is mode 0600, is opened O_RDONLY, and needs CAP_SYS_ADMIN in the initial user
  * namespace both at open() (EPERM; EACCES when opened for writing) and at every ioctl (EPERM).
+ * ENODEV at open(): the module is just being unloaded.
  *
  * Arguments. Each ioctl takes a pointer to a structure whose first member is its size, as the
  * caller was compiled (like openat2(2)). Structures only ever grow at their end, and 0 in a new
@@ -14,6 +15,10 @@
  * A reserved member that is not 0, or a flag that is not defined, is EINVAL. Nothing is written
  * back where an error is returned, but buffers that the arguments point to may have been written
  * to.
+ *
+ * Errors. Every ioctl may fail with EPERM, EINVAL and E2BIG as said here, with EFAULT (the argument,
+ * or a buffer that it points to, cannot be read or written) and with ENOTTY (there is no such ioctl,
+ * at least not yet). What else each may fail with stands at its structure.
  *
  * Work per call is bounded. A call does a part of what it was asked, says in `next` where it
  * stopped, and is repeated from there until `next` equals `end`. Each call with room for at least
@@ -64,7 +69,7 @@
 #define VMEM_FEATURE_LPA2 0x4 /* arm64: 52-bit output addresses with 4K or 16K granules */
 #define VMEM_FEATURE_SAVED_DIRTY 0x8 /* x86: bit 58 is _PAGE_SAVED_DIRTY */
 
-/* VMEM_IOC_INFO: how to read entries. */
+/* VMEM_IOC_INFO: how to read entries. No errors of its own. */
 struct vmem_info {
 	__u32 size;
 	__u32 protocol; /* VMEM_PROTOCOL */
@@ -116,7 +121,8 @@ struct vmem_run {
 /*
  * VMEM_IOC_RESOLVE: all entries that map [start, end) of a process, in ascending order. Only inside
  * of VMAs: elsewhere there is no user memory, and tables there may be freed at any moment. With
- * runs_len 0 only the target is looked at.
+ * runs_len 0 only the target is looked at. Errors: those of targets; EINVAL, also for a range that
+ * is not page aligned or ends before it starts; ENOMEM; EINTR.
  */
 struct vmem_resolve {
 	__u32 size;
@@ -146,7 +152,7 @@ struct vmem_step {
 
 /*
  * VMEM_IOC_WALK: every level's entry for one address, from the root down to the one that does not
- * point to a table.
+ * point to a table. Errors: those of targets; EINVAL, also for a steps_count that is not 0; EINTR.
  */
 struct vmem_walk {
 	__u32 size;
@@ -186,7 +192,8 @@ struct vmem_frame {
 
 /*
  * VMEM_IOC_FRAMES: what the kernel says of the frames [pfn, pfn + count). frames[i] is of frame pfn
- * + i. The module holds a reference of its own for an instant, which it does not count.
+ * + i. The module holds a reference of its own for an instant, which it does not count. Errors:
+ * EINVAL, also where pfn + count wraps; ENOMEM; EINTR.
  */
 struct vmem_frames {
 	__u32 size;
@@ -211,8 +218,16 @@ struct vmem_iova_run {
 
 /*
  * VMEM_IOC_IOVA: what a PCI device reaches at the bus addresses [start, end), by the IOMMU domain
- * that it is attached to (not by those of PASIDs). Errors: ENODEV, no such device; EOPNOTSUPP, a
- * domain whose kind tells nothing (nested in a guest's tables), or a kernel without IOMMU support.
+ * that it is attached to (not by those of PASIDs). One call tells of one domain. Errors:
+ *  - EINVAL: also a range that is not aligned to 4096, or ends before it starts;
+ *  - ENODEV: there is no such PCI device, or it is just being unplugged;
+ *  - EAGAIN: the device was attached to another domain during the call, as VFIO does when it takes
+ *    a device or gives it back. What was written to `runs` is of no use: ask again, from the
+ *    beginning of all that was to be told, since earlier calls told of the old domain. Calls that
+ *    follow each other do not notice it: compare `state`, or keep the device's driver;
+ *  - EOPNOTSUPP: a domain whose kind tells nothing (nested in a guest's tables), or a kernel without
+ *    PCI or IOMMU support (see VMEM_FEATURE_IOVA);
+ *  - ENOMEM; EINTR.
  */
 struct vmem_iova {
 	__u32 size;
