@@ -169,8 +169,8 @@ build_modules() {
 # The folders of our own modules: the project's, and those that only tests need.
 module_sources=(kmod tests/vm/modules)
 
-# Kernel modules that tests want, beside those they depend on: for PCI devices, swap, a file system and RDMA.
-guest_modules=(uio_pci_generic uio_cif vfio-pci zram lzo-rle ext4 crc32_generic rdma_rxe dummy)
+# Kernel modules that tests want, beside those they depend on: for PCI devices, swap, a file system, RDMA and DMA buffers.
+guest_modules=(uio_pci_generic uio_cif vfio-pci zram lzo-rle ext4 crc32_generic rdma_rxe dummy vgem cirrus bochs)
 
 # add_rdma TREE: into an initramfs, the programs and libraries of this machine's for soft RoCE. They are not static:
 # libibverbs opens its drivers at run time.

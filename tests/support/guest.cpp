@@ -125,6 +125,14 @@ MappedFile::MappedFile(const std::string& path, std::uint64_t offset, std::size_
   close(fd);
 }
 
+MappedFile::MappedFile(int fd, std::size_t bytes) : bytes_(bytes) {
+  void* const at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  if (at == MAP_FAILED)
+    error_ = errno;
+  else
+    at_ = static_cast<char*>(at);
+}
+
 MappedFile::MappedFile(MappedFile&& other) noexcept
     : at_(std::exchange(other.at_, nullptr)), bytes_(other.bytes_), error_(other.error_) {}
 

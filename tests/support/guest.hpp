@@ -15,7 +15,7 @@ namespace vmem::test {
 /// `if (!in_guest()) return;`
 bool in_guest();
 
-/// "fast", "pc", "pti", "iommu" or "smp": tests/vm/README.md.
+/// "fast", "pc", "pti", "iommu", "smp" or "lockdown": tests/vm/README.md.
 std::string guest_machine();
 
 /// "5.10", "6.1", "6.12" or "newest", as scripts/vmtest calls it.
@@ -44,6 +44,8 @@ class MappedFile {
  public:
   MappedFile(const std::string& path, std::uint64_t offset, std::size_t bytes, int protection,
              int flags, int open_flags = 0);
+  /// Read and write, shared, from the start; the descriptor stays the caller's.
+  MappedFile(int fd, std::size_t bytes);
   ~MappedFile();
   MappedFile(MappedFile&& other) noexcept;
   MappedFile& operator=(MappedFile&&) = delete;
