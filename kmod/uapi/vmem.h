@@ -223,8 +223,9 @@ struct vmem_iova_run {
  *  - ENODEV: there is no such PCI device, or it is just being unplugged;
  *  - EAGAIN: the device was attached to another domain during the call, as VFIO does when it takes
  *    a device or gives it back. What was written to `runs` is of no use: ask again, from the
- *    beginning of all that was to be told, since earlier calls told of the old domain. Calls that
- *    follow each other do not notice it: compare `state`, or keep the device's driver;
+ *    beginning of all that was to be told, since earlier calls told of the old domain. It goes
+ *    unnoticed between two calls, and where the new domain's structure lies where that of the old
+ *    one lay, which was freed: an answer is sure only of a device that its driver keeps;
  *  - EOPNOTSUPP: a domain whose kind tells nothing (nested in a guest's tables), or a kernel without
  *    PCI or IOMMU support (see VMEM_FEATURE_IOVA);
  *  - ENOMEM; EINTR.

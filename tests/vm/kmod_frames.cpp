@@ -251,3 +251,57 @@ TEST_CASE("kmod: what VFIO mapped for a device is where the page lies") {
   REQUIRE(call(device, VMEM_IOC_IOVA, &ask) == 0);
   CHECK(ask.runs_count == 0);
 }
+
+TEST_CASE("kmod: a device that gets another domain while it is asked about has no one answer") {
+  const Device device;
+  if (!device) return;
+  const VfioDevice bound;
+  if (bound.group.empty()) {
+    if (vmem::test::guest_machine() == "iommu") FAIL("no device can be bound to vfio-pci");
+    return;
+  }
+  unsigned domain = 0, bus = 0, slot = 0, function = 0;
+  REQUIRE(std::sscanf(bound.name.c_str(), "%x:%x:%x.%x", &domain, &bus, &slot, &function) == 4);
+  std::array<int, 2> go{};
+  REQUIRE(pipe2(go.data(), O_CLOEXEC) == 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    std::vector<vmem_iova_run> runs(512);
+    vmem_iova ask{};
+    ask.size = sizeof ask;
+    ask.domain = domain;
+    ask.bus = static_cast<std::uint8_t>(bus);
+    ask.devfn = static_cast<std::uint8_t>(slot << 3 | function);
+    ask.end = std::uint64_t{1} << 30;
+    ask.runs = reinterpret_cast<std::uintptr_t>(runs.data());
+    ask.runs_len = static_cast<std::uint32_t>(runs.size());
+    char byte = 0;
+    if (read(go[0], &byte, 1) != 1) _exit(99);
+    const int error = call(device, VMEM_IOC_IOVA, &ask);
+    if (error != 0) _exit(error);
+    _exit(ask.state == VMEM_IOVA_TRANSLATED ? 0 : 98);
+  }
+  REQUIRE(child > 0);
+  // Each look at the domain takes so long that the device is given another one between two.
+  const vmem::test::Module slow(
+      "fail_call",
+      "function=iommu_group_for_each_dev milliseconds=100 pid=" + std::to_string(child));
+  const auto looks = [] {
+    int number = 0;
+    std::ifstream("/sys/module/fail_call/parameters/calls") >> number;
+    return number;
+  };
+  REQUIRE(write(go[1], "g", 1) == 1);
+  while (looks() < 2) usleep(1000);
+  {
+    const Descriptor container{open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC)};
+    const Descriptor group{open(("/dev/vfio/" + bound.group).c_str(), O_RDWR | O_CLOEXEC)};
+    REQUIRE(ioctl(group.fd, VFIO_GROUP_SET_CONTAINER, &container.fd) == 0);
+    REQUIRE(ioctl(container.fd, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU) == 0);
+    int status = 0;
+    REQUIRE(waitpid(child, &status, 0) == child);
+    REQUIRE(WIFEXITED(status));
+    CHECK(WEXITSTATUS(status) == EAGAIN);
+  }
+  for (const int end : go) close(end);
+}
