@@ -120,7 +120,7 @@ class Html final : public StatReport {
       points_[i].vma_class = stats.classification.vma_class;
     pending_ = points_.size();
     const std::uint64_t start = vma.range.start.value >> page_size_.shift();
-    const auto pages = [&](std::uint64_t bytes, std::uint16_t needs) {
+    const auto pages = [&](std::uint64_t bytes, std::uint32_t needs) {
       return s.known(needs) ? std::optional(page_size_.pages(bytes)) : std::nullopt;
     };
     const std::array<std::optional<std::uint64_t>, column_count> values = {

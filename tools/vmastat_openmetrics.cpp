@@ -39,7 +39,7 @@ std::string utf8(std::string_view text) {
 struct Metric {
   std::string_view name, help;
   std::uint64_t (*value)(const MemorySums&);
-  std::uint16_t needs;
+  std::uint32_t needs;
 };
 
 const Metric metrics[] = {
@@ -119,7 +119,7 @@ class OpenMetrics final : public StatReport {
   }
 
   void tally(std::string_view name, std::string_view help, std::string_view unit,
-             std::string_view label, const Tally& values, std::uint16_t needs, bool sizes) {
+             std::string_view label, const Tally& values, std::uint32_t needs, bool sizes) {
     family(name, help, unit);
     if (!total_.known(needs)) return;
     for (const auto& [key, amount] : values.entries()) {

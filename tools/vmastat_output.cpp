@@ -17,7 +17,7 @@ struct ColumnInfo {
   std::string_view name;
   unsigned width;
   bool right;
-  std::uint16_t sums = 0;  ///< that must be known
+  std::uint32_t sums = 0;  ///< that must be known
 };
 
 namespace u = unknown_sum;
@@ -165,8 +165,8 @@ std::string stat_column_names() {
   return text;
 }
 
-std::uint16_t shown_sums(const std::vector<StatColumn>& columns) {
-  std::uint16_t sums = 0;
+std::uint32_t shown_sums(const std::vector<StatColumn>& columns) {
+  std::uint32_t sums = 0;
   for (const StatColumn column : columns) sums |= info(column).sums;
   return sums;
 }
@@ -433,7 +433,7 @@ void append_sums(Output& out, const MemorySums& sums, PageSize page_size, bool s
     out.append("\":");
     first = false;
   };
-  const auto number = [&](std::string_view text, std::uint64_t value, std::uint16_t which = 0,
+  const auto number = [&](std::string_view text, std::uint64_t value, std::uint32_t which = 0,
                           bool asked = true) {
     key(text);
     if (asked && sums.known(which))
@@ -441,7 +441,7 @@ void append_sums(Output& out, const MemorySums& sums, PageSize page_size, bool s
     else
       out.append("null");
   };
-  const auto object = [&](std::string_view text, const Tally& tally, std::uint16_t which,
+  const auto object = [&](std::string_view text, const Tally& tally, std::uint32_t which,
                           auto label) {
     key(text);
     if (!sums.known(which)) {

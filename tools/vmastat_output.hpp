@@ -82,7 +82,7 @@ std::string stat_column_names();
 bool needs_sharing(const std::vector<StatColumn>& columns);
 bool needs_frames(const std::vector<StatColumn>& columns);
 /// The sums that the columns show (unknown_sum).
-std::uint16_t shown_sums(const std::vector<StatColumn>& columns);
+std::uint32_t shown_sums(const std::vector<StatColumn>& columns);
 
 /// The number that a column sorts by; empty where it is not known, or the column is text.
 std::optional<std::uint64_t> stat_number(StatColumn column, const StatRow& row, PageSize page_size);

@@ -96,7 +96,7 @@ class Vmastat {
   }
 
   int end() {
-    const std::uint16_t asked =
+    const std::uint32_t asked =
         options_.json || report_ ? unknown_sum::all : shown_sums(table_.columns());
     const bool recorded = root_.recorded();
     if (hidden_ && (unknown_ & asked) != 0) {
@@ -569,7 +569,7 @@ class Vmastat {
   bool begun_ = false;
   bool hidden_ = false;
   bool changed_ = false;
-  std::uint16_t unknown_ = 0;
+  std::uint32_t unknown_ = 0;
   std::string error_;  ///< the first, for the JSON document
   Status status_ = Status::good;
 };

@@ -84,16 +84,20 @@ struct SmapsReader::State {
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), kib);
     if (error != std::errc{} || kib > (std::uint64_t{1} << 53)) return;
     const std::uint64_t bytes = kib * 1024;
+    constexpr std::pair<std::string_view, std::optional<std::uint64_t> SmapsEntry::*> sums[] = {
+        {"Rss", &SmapsEntry::rss},           {"Pss", &SmapsEntry::pss},
+        {"Swap", &SmapsEntry::swap},         {"Pss_Dirty", &SmapsEntry::pss_dirty},
+        {"LazyFree", &SmapsEntry::lazyfree}, {"Referenced", &SmapsEntry::referenced},
+        {"SwapPss", &SmapsEntry::swap_pss},  {"Locked", &SmapsEntry::locked}};
     if (key == "KernelPageSize") {
       if (PageSize::valid(bytes)) next->kernel_page_size = PageSize{bytes};
-    } else if (key == "Rss") {
-      next->rss = bytes;
-    } else if (key == "Pss") {
-      next->pss = bytes;
     } else if (key == "Private_Clean" || key == "Private_Dirty") {
       next->uss = next->uss.value_or(0) + bytes;
-    } else if (key == "Swap") {
-      next->swap = bytes;
+    } else if (key == "THPeligible") {
+      next->thp_eligible = kib != 0;
+    } else {
+      for (const auto& [name, field] : sums)
+        if (key == name) next.value().*field = bytes;
     }
   }
 };

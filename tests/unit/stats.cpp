@@ -50,7 +50,7 @@ TEST_CASE("shared pages divide among those who map them, without losing fraction
   const auto all = sums_of(tree.process(1));
   REQUIRE(all.size() == 1);
   const MemorySums& s = all[0].sums;
-  CHECK(s.unknown == unknown_sum::nodes);
+  CHECK(s.unknown == (unknown_sum::nodes | unknown_sum::smaps));
   CHECK(s.rss == 5 * page);
   CHECK(s.uss == 0);
   CHECK(s.pss() == 6826);
@@ -83,6 +83,8 @@ TEST_CASE("what kpagecount and smaps do not tell is unknown, and never 0") {
   const MemorySums s = sums_of(tree.process(1))[0].sums;
   CHECK(!s.known(unknown_sum::rss));
   CHECK(!s.known(unknown_sum::pss));
+  CHECK(!s.known(unknown_sum::uncounted));
+  CHECK(!s.known(unknown_sum::nodes));
   CHECK(s.known(unknown_sum::uss));
   CHECK(s.uss == page);
   CHECK(s.known(unknown_sum::extents));
@@ -248,6 +250,274 @@ TEST_CASE("sums add up, and what is unknown of a part is unknown of the whole") 
   CHECK(a.rss == 0);
   CHECK(a.nodes.empty());
   CHECK(a.unknown == 0);
+}
+
+// ---- every sum against every source that may be missing: never silently less
+
+namespace {
+
+constexpr const char* sources[] = {"kpagecount", "kpageflags", "smaps",    "sysfs nodes",
+                                   "iomem",      "PFNs",       "numa_maps"};
+constexpr unsigned no_counts = 1, no_flags = 2, no_smaps = 4, no_nodes = 8, no_iomem = 16,
+                   no_pfns = 32, no_numa_maps = 64, all_sources = 127;
+
+/// Anonymous memory (shared, private, zero page, on two nodes), a file, shared memory with pages in
+/// swap, and hugetlb: all that is known of them if nothing is missing.
+SystemModel whole_system(unsigned missing) {
+  const bool hidden = (missing & no_pfns) != 0;
+  const std::vector<std::string> lines = {
+      "10000000-10010000 rw-p 00000000 00:00 0 \n",
+      "20000000-20010000 r-xp 00000000 08:01 55                     /usr/lib/b.so\n",
+      "30000000-30010000 rw-s 00000000 00:01 5                      /memfd:x (deleted)\n",
+      "40000000-40200000 rw-s 00000000 00:0e 9                      /mnt/huge/x\n"};
+  std::string maps;
+  for (const std::string& line : lines) maps += line;
+  const std::uint64_t once = entry::present | entry::exclusive, once_file = once | entry::file,
+                      file = entry::present | entry::file;
+  std::vector<EntryRun> entries = {
+      {0x10000000, 4, once | 0x100, 1},       {0x10004000, 2, entry::present | 0x200, 1},
+      {0x10006000, 1, entry::present | 7, 1}, {0x10007000, 2, entry::present | 0x8100, 1},
+      {0x20000000, 4, file | 0x300, 1},       {0x20004000, 1, once_file | 0x8200, 1},
+      {0x30000000, 2, file | 0x400, 1},       {0x40000000, 512, once_file | 0x9000, 1}};
+  SystemModel system = one_process(
+      maps, std::move(entries),
+      std::string("vmem-tree 1\npage_size 4096\npfn_access ") + (hidden ? "hidden\n" : "full\n"));
+  if (hidden) {
+    for (EntryRun& run : system.processes[0].entries) {
+      run.first &= ~0xffffffULL;
+      run.step = 0;
+    }
+  }
+  const auto frames = [&](std::uint64_t first, std::uint64_t count, std::uint64_t flags,
+                          std::uint64_t mapcount) {
+    FrameRun run{first, count, {}, {}, {}};
+    if ((missing & no_flags) == 0) run.flags = flags;
+    if ((missing & no_counts) == 0) run.mapcount = mapcount;
+    if (run.flags || run.mapcount) system.frames.push_back(run);
+  };
+  frames(7, 1, std::uint64_t{1} << 24, 0);
+  frames(0x100, 4, 1 << 12, 1);
+  frames(0x200, 2, 1 << 12, 2);
+  frames(0x300, 4, 1 << 3, 4);
+  frames(0x400, 2, 1 << 4, 2);
+  frames(0x8100, 2, 1 << 12, 4);
+  frames(0x8200, 1, 1 << 3, 1);
+  frames(0x9000, 512, 1 << 17, 1);
+  system.frames_end = 0x9200;
+  auto& files = system.processes[0].files;
+  files["mountinfo"] =
+      "1 1 8:1 / / rw - ext4 /dev/sda1 rw\n2 1 0:14 / /mnt/huge rw - hugetlbfs none rw\n";
+  if ((missing & no_smaps) == 0) {
+    const auto fields = [](const char* numbers) {
+      return std::string(numbers) + "Pss_Dirty: 4 kB\nReferenced: 8 kB\nLazyFree: 4 kB\n" +
+             "SwapPss: 4 kB\nLocked: 0 kB\n";
+    };
+    files["smaps"] = lines[0] +
+                     fields(
+                         "Rss: 32 kB\nPss: 22 kB\nPrivate_Clean: 0 kB\nPrivate_Dirty: 16 kB\n"
+                         "Swap: 0 kB\nKernelPageSize: 4 kB\n") +
+                     lines[1] +
+                     fields(
+                         "Rss: 20 kB\nPss: 8 kB\nPrivate_Clean: 4 kB\nPrivate_Dirty: 0 kB\n"
+                         "Swap: 0 kB\nKernelPageSize: 4 kB\n") +
+                     lines[2] +
+                     fields(
+                         "Rss: 8 kB\nPss: 4 kB\nPrivate_Clean: 0 kB\nPrivate_Dirty: 0 kB\n"
+                         "Swap: 20 kB\nKernelPageSize: 4 kB\n") +
+                     lines[3] +
+                     fields(
+                         "Rss: 0 kB\nPss: 0 kB\nPrivate_Clean: 0 kB\nPrivate_Dirty: 0 kB\n"
+                         "Swap: 0 kB\nPrivate_Hugetlb: 2048 kB\nKernelPageSize: 2048 kB\n");
+  }
+  if ((missing & no_numa_maps) == 0) {
+    files["numa_maps"] =
+        "10000000 default anon=8 dirty=8 N0=6 N1=2 kernelpagesize_kB=4\n"
+        "20000000 bind=static:0 file=/usr/lib/b.so mapped=5 N0=4 N1=1 kernelpagesize_kB=4\n"
+        "30000000 weighted interleave:0-1 file=/memfd:x\\040(deleted) N0=2 kernelpagesize_kB=4\n"
+        "40000000 prefer (many):0-1 file=/mnt/huge/x huge N1=1 kernelpagesize_kB=2048\n";
+  }
+  if ((missing & no_nodes) == 0) {
+    system.files["sys/devices/system/memory/block_size_bytes"] = "8000000\n";
+    system.files["sys/devices/system/node/node0/memory0/state"] = "online\n";
+    system.files["sys/devices/system/node/node1/memory1/state"] = "online\n";
+  }
+  if ((missing & no_iomem) == 0) system.files["proc/iomem"] = "00000000-0fffffff : System RAM\n";
+  system.files["proc/swaps"] = "Filename Type Size Used Priority\n/dev/sda2 partition 1000 16 -2\n";
+  return system;
+}
+
+std::uint64_t bytes_of(const Tally& tally) {
+  std::uint64_t bytes = 0;
+  for (const auto& [key, amount] : tally.entries()) bytes += amount;
+  return bytes;
+}
+
+}  // namespace
+
+TEST_CASE("a sum is the whole or unknown, whatever sources are missing") {
+  const StatsOptions options{.frames = true, .smaps = true, .policy = true, .by_node = true};
+  const auto whole = sums_of(Recorded(whole_system(0)).process(1), options);
+  REQUIRE(whole.size() == 4);
+  const std::uint64_t rss[] = {8, 5, 2, 0}, uss[] = {4, 1, 0, 0};
+  for (std::size_t i = 0; i < whole.size(); ++i) {
+    INFO("VMA " << i);
+    CHECK(whole[i].sums.unknown == 0);
+    CHECK(whole[i].sums.rss == rss[i] * page);
+    CHECK(whole[i].sums.uss == uss[i] * page);
+  }
+  CHECK(whole[0].sums.pss() == 22 << 10);
+  CHECK(whole[0].sums.uncounted == page);
+  CHECK(whole[2].sums.swap == 20 << 10);
+  CHECK(whole[3].sums.hugetlb == 512 * page);
+  CHECK(whole[0].sums.nodes.entries() == std::vector<Tally::Entry>{{0, 6 * page}, {1, 2 * page}});
+
+  unsigned told = 0;
+  for (unsigned missing = 0; missing <= all_sources; ++missing) {
+    std::string names;
+    for (unsigned i = 0; i < std::size(sources); ++i)
+      if ((missing >> i & 1) != 0) names += std::string(names.empty() ? "" : ", ") + sources[i];
+    INFO("missing: " << names);
+    const auto all = sums_of(Recorded(whole_system(missing)).process(1), options);
+    REQUIRE(all.size() == 4);
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      INFO("VMA " << i);
+      const MemorySums &s = all[i].sums, &w = whole[i].sums;
+      namespace u = unknown_sum;
+      const auto same = [&](const char* name, std::uint32_t which, auto got, auto wanted) {
+        INFO(name);
+        if (!s.known(which)) return;
+        CHECK(got == wanted);
+        ++told;
+      };
+      same("rss", u::rss, s.rss, w.rss);
+      same("pss", u::pss, s.pss(), w.pss());
+      same("uss", u::uss, s.uss, w.uss);
+      same("swap", u::swap, s.swap, w.swap);
+      same("hugetlb", u::hugetlb, s.hugetlb, w.hugetlb);
+      same("hugetlb_private", u::hugetlb, s.hugetlb_private, w.hugetlb_private);
+      same("device", u::device, s.device, w.device);
+      same("uncounted", u::uncounted, s.uncounted, w.uncounted);
+      same("mapped", u::rss | u::hugetlb | u::device | u::uncounted, s.mapped(), w.mapped());
+      same("nodes", u::nodes, s.nodes.entries(), w.nodes.entries());
+      same("leaf", u::leaf, bytes_of(s.leaf), bytes_of(w.leaf));
+      same("extents", u::extents, s.extents, w.extents);
+      same("largest", u::extents, s.largest_extent, w.largest_extent);
+      same("flags", u::frames, s.flags.entries(), w.flags.entries());
+      same("folios", u::frames, bytes_of(s.folios), bytes_of(w.folios));
+      same("framed", u::frames, s.framed, w.framed);
+      same("pss_dirty", u::pss_dirty, s.pss_dirty, w.pss_dirty);
+      same("accessed", u::accessed, s.accessed, w.accessed);
+      same("lazyfree", u::lazyfree, s.lazyfree, w.lazyfree);
+      same("swap_pss", u::swap_pss, s.swap_pss, w.swap_pss);
+      same("locked", u::locked, s.locked, w.locked);
+      // By node: the rows are the whole, or one says that there is more.
+      const bool more = !all[i].by_node.empty() && all[i].by_node.front().first < 0;
+      if (!s.known(u::nodes)) {
+        CHECK((more || w.mapped() == 0));
+      } else {
+        CHECK(more == !s.known(u::rss));
+        for (const auto& [node, sums] : all[i].by_node) {
+          const auto of = [](const std::vector<std::pair<int, MemorySums>>& list, int wanted) {
+            for (const auto& [key, value] : list)
+              if (key == wanted) return value;
+            return MemorySums{};
+          };
+          INFO("node " << node);
+          const MemorySums there = of(whole[i].by_node, node);
+          if (sums.known(u::rss)) CHECK(sums.rss == there.rss);
+          if (sums.known(u::uss)) CHECK(sums.uss == there.uss);
+          if (sums.known(u::pss)) CHECK(sums.pss() == there.pss());
+          if (sums.known(u::hugetlb)) CHECK(sums.hugetlb_private == there.hugetlb_private);
+        }
+      }
+      if ((missing & (no_smaps | no_counts)) == (no_smaps | no_counts)) {
+        CHECK(s.known(u::pss) == (i == 3));
+        if (i == 0) CHECK_FALSE(s.known(u::rss));
+        if (i == 0) CHECK_FALSE(s.known(u::uncounted));
+      } else if ((missing & no_smaps) == 0 || (missing & no_pfns) == 0) {
+        CHECK(s.known(u::rss));
+      }
+    }
+    // What kpagecount alone tells is not needed for the nodes of known frames.
+    if (missing == no_counts) {
+      for (const Summed& s : all) CHECK(s.sums.known(unknown_sum::nodes));
+      CHECK(all[0].sums.known(unknown_sum::uncounted));
+    }
+    if (missing == no_pfns || missing == no_nodes) {
+      for (const Summed& s : all) CHECK(s.sums.known(unknown_sum::nodes));
+    }
+  }
+  CHECK(told > 5000);
+}
+
+TEST_CASE("memory policies are those of numa_maps, also of names with a space") {
+  const Recorded tree(whole_system(0));
+  const Process process = tree.process(1);
+  const auto translator = open_translator(process, Backend::pagemap);
+  REQUIRE(translator);
+  VmaInspector inspector(process);
+  for (const bool asked : {true, false}) {
+    StatsReader reader = StatsReader::open(process.root(), {.policy = asked});
+    std::vector<std::string> policies;
+    REQUIRE(reader.read(process, **translator, inspector, [&](const VmaStats& s) {
+      policies.emplace_back(s.policy);
+      return true;
+    }));
+    CHECK(policies ==
+          (asked ? std::vector<std::string>{"default", "bind=static:0", "weighted interleave:0-1",
+                                            "prefer (many):0-1"}
+                 : std::vector<std::string>(4)));
+  }
+}
+
+TEST_CASE("odd lines of numa_maps are passed over, and pages of no known size have no bytes") {
+  SystemModel system = whole_system(no_nodes);
+  auto& text = system.processes[0].files["numa_maps"];
+  text =
+      "zzz default N0=1\n\n10000000\n10000000 default N0=6 N1=2\n"
+      "20000000 default N0=99999999999999999999 N1=5 kernelpagesize_kB=4\n"
+      "30000000 local N0=18446744073709551615 kernelpagesize_kB=4\n"
+      "30000000 local N0=2 N70000=1 kernelpagesize_kB=3\n";
+  const auto all = sums_of(Recorded(system).process(1));
+  CHECK_FALSE(all[0].sums.known(unknown_sum::nodes));
+  CHECK(all[1].sums.nodes.entries() == std::vector<Tally::Entry>{{1, 5 * page}});
+  CHECK_FALSE(all[2].sums.known(unknown_sum::nodes));
+  CHECK_FALSE(all[3].sums.known(unknown_sum::nodes));
+}
+
+TEST_CASE("page tables alone: what is private is told by kpagecount, or by pagemap") {
+  // Once by a kernel whose counts are of pages, once by one whose counts may be averages.
+  for (const auto& [release, known] : {std::pair{"6.12.9", true}, std::pair{"6.18.1", false}}) {
+    INFO(release);
+    SystemModel system = one_process(
+        anon_line, {},
+        std::string("vmem-tree 1\npage_size 4096\npfn_access full\nkernel ") + release + "\n");
+    system.processes[0].has_pagemap = false;
+    system.processes[0].files["extents"] =
+        "vmem-extents 1 bpf\n"
+        "10000000 4 pfn=0x100 leaf=4096 pte=writable,user,accessed,dirty\n"
+        "10004000 2 pfn=0x200 leaf=4096 pte=user,accessed\n"
+        "end\n";
+    system.frames = {{0x100, 4, {}, 1, {}}, {0x200, 2, {}, 2, {}}};
+    const Recorded tree(system);
+    const Process process = tree.process(1);
+    const auto translator = open_translator(process);
+    REQUIRE(translator);
+    REQUIRE((*translator)->backend() == Backend::bpf);
+    VmaInspector inspector(process);
+    StatsReader reader = StatsReader::open(process.root(), {});
+    unsigned vmas = 0;
+    REQUIRE(reader.read(process, **translator, inspector, [&](const VmaStats& s) {
+      ++vmas;
+      CHECK(s.sums.known(unknown_sum::rss | unknown_sum::pss));
+      CHECK(s.sums.rss == 6 * page);
+      CHECK(s.sums.pss() == 5 * page);
+      CHECK(s.sums.known(unknown_sum::uss) == known);
+      if (known) CHECK(s.sums.uss == 4 * page);
+      return true;
+    }));
+    CHECK(vmas == 1);
+  }
 }
 
 // ---- a naive twin: one page after another, with its own decoding

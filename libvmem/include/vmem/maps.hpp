@@ -113,6 +113,14 @@ struct SmapsEntry {
   std::optional<std::uint64_t> pss;
   std::optional<std::uint64_t> uss;   ///< Private_Clean and Private_Dirty
   std::optional<std::uint64_t> swap;  ///< with what shared memory has there
+  std::optional<std::uint64_t> pss_dirty;
+  std::optional<std::uint64_t> referenced;
+  std::optional<std::uint64_t> lazyfree;
+  std::optional<std::uint64_t> swap_pss;
+  std::optional<std::uint64_t> locked;
+  /// Whether a huge page of some size may be put here (THPeligible); since 6.8 sizes below the
+  /// PMD's count, too.
+  std::optional<bool> thp_eligible;
 };
 
 /// Reads smaps as a stream, for ascending questions. smaps costs a walk of every page
