@@ -3,11 +3,12 @@
 # bash completion of vmastat(1). It needs nothing beyond bash.
 
 # scripts/check-options compares these lists with --help.
-_vmastat_options='--by -a --all --sort --top -p --pages --tree --map --html --openmetrics --watch --count --threads -n --name --sysroot --backend -J --json --bytes
+_vmastat_options='--by -a --all --sort --top -p --pages --smaps --thp --tree --map --html --openmetrics --watch --count --threads -n --name --sysroot --backend -J --json --bytes
   --noheadings --color -o --output -V --version -h --help'
-_vmastat_columns='pid comm start end perms offset dev inode class kind vmas size mapped rss drss pss uss shared swap dswap hugetlb device
-  ddevice uncounted guard special unseen pte pmd pud leaf extents largest runs nodes zero ksm dirty referenced active mlocked
-  flags folios name'
+_vmastat_columns='time pid comm start end perms offset dev inode class kind vmas size mapped rss drss pss uss shared
+  swap dswap swap_pss pss_dirty accessed lazyfree locked hugetlb device ddevice uncounted guard special unseen pte
+  pmd pud leaf extents largest runs nodes zero ksm dirty referenced active mlocked flags folios policy split thp
+  name'
 
 # Processes below $1 that have user memory: a kernel thread or zombie has no command line. In a recorded system that
 # may not be recorded.

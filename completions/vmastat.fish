@@ -2,9 +2,10 @@
 # fish completion of vmastat(1).
 
 # scripts/check-options compares this list with --help.
-set -g __vmastat_columns pid comm start end perms offset dev inode class kind vmas size mapped rss drss pss uss shared swap dswap hugetlb device \
-    ddevice uncounted guard special unseen pte pmd pud leaf extents largest runs nodes zero ksm dirty referenced active mlocked \
-    flags folios name
+set -g __vmastat_columns time pid comm start end perms offset dev inode class kind vmas size mapped rss drss pss \
+    uss shared swap dswap swap_pss pss_dirty accessed lazyfree locked hugetlb device ddevice uncounted guard \
+    special unseen pte pmd pud leaf extents largest runs nodes zero ksm dirty referenced active mlocked flags \
+    folios policy split thp name
 
 # Fills __vmastat_sysroot, __vmastat_comm and __vmastat_operands from the words before the cursor.
 function __vmastat_parse
@@ -71,6 +72,8 @@ complete -c vmastat -s a -l all -d 'Every process'
 complete -c vmastat -l sort -x -a '$__vmastat_columns' -d 'Sort by this column'
 complete -c vmastat -l top -x -d 'Print only the first N rows'
 complete -c vmastat -s p -l pages -d 'Add columns from the flags of frames'
+complete -c vmastat -l smaps -d 'Add what smaps alone tells'
+complete -c vmastat -l thp -d 'Why each mapping is not on huge pages'
 complete -c vmastat -l tree -d 'The mappings of each file below it'
 complete -c vmastat -l map -d 'Draw the address space'
 complete -c vmastat -l html -x -a '(__fish_complete_path)' -d 'Write a report with pictures'

@@ -18,13 +18,17 @@ int run(int argc, char** argv) {
       "vmastat"};
   app.add_option("--by", options.by, "One row for each: vma, class, kind, file, node or process")
       ->type_name("WHAT")
-      ->check(CLI::IsMember({"vma", "class", "kind", "file", "node", "process"}));
+      ->transform(
+          CLI::IsMember({"vma", "class", "kind", "file", "node", "process"}, CLI::ignore_case));
   app.add_flag("-a,--all", options.all, "Every process");
   app.add_option("--sort", options.sort, "Sort by this column, largest first")->type_name("COL");
   app.add_option("--top", options.top, "Print only the first N rows")
       ->type_name("N")
       ->check(whole_number(1));
   app.add_flag("-p,--pages", options.pages, "Add columns from the flags of each page frame");
+  app.add_flag("--smaps", options.smaps,
+               "Add what smaps alone tells (the target cannot map memory meanwhile)");
+  app.add_flag("--thp", options.thp, "Why each mapping is not on huge pages (reads smaps)");
   CLI::Option* const tree =
       app.add_flag("--tree", options.tree, "The mappings of each file below it");
   app.add_flag("--map", options.map, "Draw the address space, one cell for each block");
@@ -56,6 +60,7 @@ int run(int argc, char** argv) {
              "  vmastat -a --by process --sort pss --top 10\n"
              "  vmastat --by file -o device,rss,name -n testpmd\n"
              "  vmastat -J --pages 1234             everything, with frame flags, as JSON\n"
+             "  vmastat --thp 1234                  why it is not on huge pages\n"
              "  vmastat --html report.html 1234     to look at in a browser");
   const auto words = parse_command_line(app, "vmastat", "TARGET...", argc, argv);
   if (!words) return words.error();

@@ -24,6 +24,7 @@ namespace u = unknown_sum;
 
 // Widths hold what is usual; a longer cell pushes the rest of its line.
 constexpr auto column_table = std::to_array<ColumnInfo>({
+    {time, "time", 8, false},
     {pid, "pid", 7, true},
     {comm, "comm", 15, false},
     {start, "start", 14, false},
@@ -36,7 +37,7 @@ constexpr auto column_table = std::to_array<ColumnInfo>({
     {kind, "kind", 13, false},
     {vmas, "vmas", 5, true, u::mapping},
     {size, "size", 7, true, u::mapping},
-    {mapped, "mapped", 7, true, u::rss | u::device | u::hugetlb},
+    {mapped, "mapped", 7, true, u::rss | u::device | u::hugetlb | u::uncounted},
     {rss, "rss", 7, true, u::rss},
     {drss, "drss", 8, true, u::rss},
     {pss, "pss", 7, true, u::pss},
@@ -44,10 +45,15 @@ constexpr auto column_table = std::to_array<ColumnInfo>({
     {shared, "shared", 7, true, u::rss | u::uss},
     {swap, "swap", 7, true, u::swap},
     {dswap, "dswap", 8, true, u::swap},
+    {swap_pss, "swap_pss", 8, true, u::swap_pss},
+    {pss_dirty, "pss_dirty", 9, true, u::pss_dirty},
+    {accessed, "accessed", 8, true, u::accessed},
+    {lazyfree, "lazyfree", 8, true, u::lazyfree},
+    {locked, "locked", 7, true, u::locked},
     {hugetlb, "hugetlb", 7, true, u::hugetlb},
     {device, "device", 7, true, u::device},
     {ddevice, "ddevice", 8, true, u::device},
-    {uncounted, "uncounted", 9, true},
+    {uncounted, "uncounted", 9, true, u::uncounted},
     {guard, "guard", 7, true, u::mapping},
     {special, "special", 7, true, u::mapping},
     {unseen, "unseen", 7, true, u::mapping},
@@ -67,6 +73,9 @@ constexpr auto column_table = std::to_array<ColumnInfo>({
     {mlocked, "mlocked", 7, true, u::frames},
     {flags, "flags", 32, false, u::frames},
     {folios, "folios", 16, false, u::frames},
+    {policy, "policy", 12, false},
+    {split, "split", 12, false},
+    {thp, "thp", 11, false},
     {name, "name", 0, false},
 });
 
@@ -133,23 +142,36 @@ std::string shift_label(unsigned shift) {
   return fmt::format("{}{}", std::uint64_t{1} << (shift % 10), units[shift / 10]);
 }
 
-std::optional<StatColumn> stat_column(std::string_view wanted) {
-  std::string lower{wanted};
-  for (char& c : lower) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c + ('a' - 'A')) : c;
+std::optional<StatColumn> stat_column(std::string_view wanted, const ColumnWords& words) {
+  const auto lowered = [](std::string_view text) {
+    std::string lower{text};
+    for (char& c : lower) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c + ('a' - 'A')) : c;
+    return lower;
+  };
+  const std::string lower = lowered(wanted);
+  const std::vector<unsigned> shifts = leaf_shifts(words.page_size);
+  for (std::size_t level = 0; level < shifts.size(); ++level) {
+    if (lower == lowered(shift_label(shifts[level])))
+      return static_cast<StatColumn>(static_cast<std::size_t>(pte) + level);
+  }
+  // What there is a row for: its key is in the name's place.
+  if (words.by != "vma" && lower == words.by && words.by != "class" && words.by != "kind")
+    return name;
   for (const ColumnInfo& entry : column_table) {
     if (entry.name == lower) return entry.column;
   }
   return {};
 }
 
-std::expected<std::vector<StatColumn>, std::string> parse_stat_columns(std::string_view names) {
+std::expected<std::vector<StatColumn>, std::string> parse_stat_columns(std::string_view names,
+                                                                       const ColumnWords& words) {
   std::vector<StatColumn> columns;
   for (bool more = true; more;) {
     const std::size_t comma = names.find(',');
     const std::string_view word = names.substr(0, comma);
     more = comma != std::string_view::npos;
     names.remove_prefix(more ? comma + 1 : names.size());
-    const auto column = stat_column(word);
+    const auto column = stat_column(word, words);
     if (!column) return std::unexpected(std::string(word));
     columns.push_back(*column);
   }
@@ -165,6 +187,21 @@ std::string stat_column_names() {
   return text;
 }
 
+std::string stat_column_words(const ColumnWords& words) {
+  const std::vector<unsigned> shifts = leaf_shifts(words.page_size);
+  std::string text = "columns: " + stat_column_names() + "; ";
+  for (std::size_t level = 0; level < shifts.size(); ++level) {
+    const auto column = static_cast<StatColumn>(static_cast<std::size_t>(pte) + level);
+    text += fmt::format("{}{}={}", level != 0 ? ", " : "", shift_label(shifts[level]),
+                        info(column).name);
+  }
+  return text;
+}
+
+std::string_view stat_column_name(StatColumn column) { return info(column).name; }
+
+std::uint32_t shown_sums(StatColumn column) { return info(column).sums; }
+
 std::uint32_t shown_sums(const std::vector<StatColumn>& columns) {
   std::uint32_t sums = 0;
   for (const StatColumn column : columns) sums |= info(column).sums;
@@ -177,6 +214,14 @@ bool needs_sharing(const std::vector<StatColumn>& columns) {
 
 bool needs_frames(const std::vector<StatColumn>& columns) {
   return (shown_sums(columns) & u::frames) != 0;
+}
+
+bool needs_smaps(const std::vector<StatColumn>& columns) {
+  return (shown_sums(columns) & u::smaps) != 0;
+}
+
+bool needs_policy(const std::vector<StatColumn>& columns) {
+  return std::ranges::any_of(columns, [](StatColumn c) { return c == policy || c == split; });
 }
 
 bool sorts_descending(StatColumn column) {
@@ -216,6 +261,16 @@ std::optional<std::uint64_t> stat_number(StatColumn column, const StatRow& row,
     case swap:
     case dswap:
       return s.swap;
+    case swap_pss:
+      return s.swap_pss;
+    case pss_dirty:
+      return s.pss_dirty;
+    case accessed:
+      return s.accessed;
+    case lazyfree:
+      return s.lazyfree;
+    case locked:
+      return s.locked;
     case hugetlb:
       return s.hugetlb;
     case device:
@@ -357,7 +412,21 @@ void StatTable::write_cell(StatColumn column, const StatRow& row, std::string& t
   const auto by_size = [](unsigned shift) {
     return shift == 0 ? std::string("unknown") : shift_label(shift);
   };
+  const auto word = [&](std::string_view known) {
+    if (known.empty())
+      text += '-';
+    else
+      append_printable(text, known);
+  };
   switch (column) {
+    case time:
+      return word(row.time);
+    case policy:
+      return word(row.policy);
+    case split:
+      return word(row.split);
+    case thp:
+      return word(row.thp);
     case pid:
       if (row.pid == 0)
         text += '-';
@@ -393,7 +462,12 @@ void StatTable::write_cell(StatColumn column, const StatRow& row, std::string& t
       break;
   }
   if (row.vma == nullptr) {
-    text += '-';
+    if (column == vma_class && row.group_class)
+      text += to_string(*row.group_class);
+    else if (column == kind && row.group_kind)
+      text += to_string(*row.group_kind);
+    else
+      text += '-';
     return;
   }
   switch (column) {
@@ -468,11 +542,16 @@ void append_sums(Output& out, const MemorySums& sums, PageSize page_size, bool s
   number("pss", sums.pss(), u::pss, sharing);
   number("uss", sums.uss, u::uss, sharing);
   number("swap", sums.swap, u::swap);
+  number("swap_pss", sums.swap_pss, u::swap_pss);
+  number("pss_dirty", sums.pss_dirty, u::pss_dirty);
+  number("accessed", sums.accessed, u::accessed);
+  number("lazyfree", sums.lazyfree, u::lazyfree);
+  number("locked", sums.locked, u::locked);
   number("hugetlb", sums.hugetlb, u::hugetlb);
   number("hugetlb_private", sums.hugetlb_private, u::hugetlb);
   number("device", sums.device, u::device);
-  number("mapped", sums.mapped(), u::rss | u::device | u::hugetlb);
-  number("uncounted", sums.uncounted);
+  number("mapped", sums.mapped(), u::rss | u::device | u::hugetlb | u::uncounted);
+  number("uncounted", sums.uncounted, u::uncounted);
   number("guard", sums.guard, u::mapping);
   number("special", sums.special, u::mapping);
   number("hidden", sums.hidden, u::mapping);

@@ -26,9 +26,18 @@ struct StatRow {
   const MemorySums* sums = nullptr;
   const MemorySums* before = nullptr;  ///< --watch: of the last look; null: there was none
   bool branch = false;  ///< --tree: `key` stands for the name
+  // Of a group: what all its mappings are; empty: they differ.
+  std::optional<VmaClass> group_class = {};
+  std::optional<VmaKind> group_kind = {};
+  // Of a mapping, where asked for; empty: not known.
+  std::string_view policy = {};
+  std::string_view split = {};
+  std::string_view thp = {};
+  std::string_view time = {};  ///< of the look, "12:34:56"
 };
 
 enum class StatColumn : std::uint8_t {
+  time,
   pid,
   comm,
   start,
@@ -49,6 +58,11 @@ enum class StatColumn : std::uint8_t {
   shared,
   swap,
   dswap,
+  swap_pss,
+  pss_dirty,
+  accessed,
+  lazyfree,
+  locked,
   hugetlb,
   device,
   ddevice,
@@ -72,17 +86,33 @@ enum class StatColumn : std::uint8_t {
   mlocked,
   flags,
   folios,
+  policy,
+  split,
+  thp,
   name,
 };
 
-std::expected<std::vector<StatColumn>, std::string> parse_stat_columns(std::string_view names);
-std::optional<StatColumn> stat_column(std::string_view wanted);
+/// How columns are called on a machine: by their names and, of leaf sizes, by the headings that it
+/// has ("2M"), in upper or lower case; and what `by` groups by is its key's name.
+struct ColumnWords {
+  PageSize page_size;
+  std::string_view by = "vma";
+};
+std::expected<std::vector<StatColumn>, std::string> parse_stat_columns(std::string_view names,
+                                                                       const ColumnWords& words);
+std::optional<StatColumn> stat_column(std::string_view wanted, const ColumnWords& words);
 std::string stat_column_names();
+/// The same for a hint, with the machine's headings.
+std::string stat_column_words(const ColumnWords& words);
+std::string_view stat_column_name(StatColumn column);
 /// Whether one of them takes pss, or uss; kpageflags.
 bool needs_sharing(const std::vector<StatColumn>& columns);
 bool needs_frames(const std::vector<StatColumn>& columns);
+bool needs_smaps(const std::vector<StatColumn>& columns);
+bool needs_policy(const std::vector<StatColumn>& columns);
 /// The sums that the columns show (unknown_sum).
 std::uint32_t shown_sums(const std::vector<StatColumn>& columns);
+std::uint32_t shown_sums(StatColumn column);
 
 /// The number that a column sorts by; empty where it is not known, or the column is text.
 std::optional<std::uint64_t> stat_number(StatColumn column, const StatRow& row, PageSize page_size);

@@ -2,7 +2,9 @@
 /// What vmastat makes of the same sums besides tables: metrics, a map, a report with pictures.
 #pragma once
 
+#include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -25,8 +27,14 @@ class StatReport {
   virtual void finish(std::size_t refused) = 0;
 };
 
+/// What metrics say of the machine; empty: not known.
+struct MachineFacts {
+  std::optional<std::uint64_t> max_map_count;
+  std::optional<bool> hidden;  ///< not all processes are seen (hidepid)
+};
+
 /// OpenMetrics text, which the node exporter's textfile collector reads, too.
-std::unique_ptr<StatReport> openmetrics_report(Output& out);
+std::unique_ptr<StatReport> openmetrics_report(Output& out, const MachineFacts& machine);
 
 /// The address space as cells of a terminal that is `width` columns wide.
 std::unique_ptr<StatReport> map_report(Output& out, const SysRoot& root, unsigned width,

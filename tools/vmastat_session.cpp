@@ -2,43 +2,174 @@
 #include "vmastat_session.hpp"
 
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <poll.h>
 #include <sys/ioctl.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cstdio>
 #include <cstring>
 #include <ctime>
 #include <map>
+#include <memory>
+#include <span>
 #include <utility>
 
 #include "report_file.hpp"
 #include "targets.hpp"
 #include "vma_json.hpp"
 #include "vmastat_report.hpp"
+#include "vmastat_thp.hpp"
 
 namespace vmem::tools {
 namespace {
 
-/// A row that waits to be sorted, or grows.
+/// What is told of a mapping beside its sums, where asked for; empty: not known.
+struct Extras {
+  std::string policy, split;
+  ThpAnswer thp;
+  std::optional<bool> thp_eligible;
+};
+
+/// What all members of a group have in common.
+template <class T>
+class Common {
+ public:
+  void add(const T& value) {
+    if (!any_) value_ = value;
+    if (value_ != value) value_.reset();
+    any_ = true;
+  }
+  const std::optional<T>& value() const { return value_; }
+
+ private:
+  std::optional<T> value_;
+  bool any_ = false;
+};
+
+/// What the mappings of a group have in common.
+struct GroupFacts {
+  Common<VmaClass> vma_class;
+  Common<VmaKind> kind;
+  Common<pid_t> pid;
+  Common<std::string> comm;
+};
+
+/// A row that waits to be sorted, or grows. There are many, and sorting moves them.
 struct HeldRow {
-  pid_t pid = 0;
+  pid_t pid = 0;  ///< 0: of a group of all processes' mappings
   std::string comm;
   std::optional<Vma> vma;
   Classification classification;
   std::string key;
   MemorySums sums;
+  std::optional<VmFlags> flags;
+  std::unique_ptr<Extras> extras;     ///< null: nothing of it is asked for
+  std::unique_ptr<GroupFacts> group;  ///< null: it is no group
 
   StatRow view() const {
-    return {.pid = pid,
-            .comm = comm,
-            .vma = vma ? &*vma : nullptr,
-            .classification = classification,
-            .key = key,
-            .sums = &sums};
+    StatRow row{.pid = pid,
+                .comm = comm,
+                .vma = vma ? &*vma : nullptr,
+                .classification = classification,
+                .key = key,
+                .sums = &sums};
+    if (group) {
+      row.group_class = group->vma_class.value();
+      row.group_kind = group->kind.value();
+      if (pid == 0) {
+        row.pid = group->pid.value().value_or(0);
+        if (group->comm.value()) row.comm = *group->comm.value();
+      }
+    }
+    if (extras) {
+      row.policy = extras->policy;
+      row.split = extras->split;
+      row.thp = extras->thp.why;
+    }
+    return row;
   }
 };
+
+/// A process that could not be read.
+struct Refused {
+  pid_t pid = 0;
+  std::string comm;
+  std::string reason;
+};
+
+constexpr std::string_view gate = "[vsyscall]";  ///< the kernel's own: in no process's map_count
+
+/// Whether the caller may look into other users' processes, as far as capabilities tell.
+bool may_look_into_all() {
+  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+  __user_cap_data_struct data[2];
+  if (syscall(SYS_capget, &header, data) != 0) return false;
+  const auto has = [&](unsigned n) { return (data[0].effective >> n & 1) != 0; };
+  return has(CAP_SYS_PTRACE) && (has(CAP_DAC_READ_SEARCH) || has(CAP_DAC_OVERRIDE));
+}
+
+constexpr std::string_view stronger = "it has capabilities that you have not, or an LSM refuses";
+
+/// Empty: the system does not say it.
+Result<std::optional<std::uint64_t>> read_max_map_count(const SysRoot& root) {
+  auto text = root.read_file("proc/sys/vm/max_map_count", 4096);
+  std::uint64_t count = 0;
+  if (!text && text.error().code == Errc::not_found) return std::nullopt;
+  if (!text) return std::unexpected(std::move(text.error()));
+  const auto parsed = std::from_chars(text->data(), text->data() + text->size(), count);
+  return parsed.ec == std::errc{} ? std::optional(count) : std::nullopt;
+}
+
+/// Why the kernel does not merge a mapping with the one before it (vma_merge() in mm/vma.c), as far
+/// as that shows: words, separated by commas. Empty: VmFlags would tell, and are not known.
+std::string why_apart(const Vma& a, const std::optional<VmFlags>& a_flags,
+                      std::string_view a_policy, const Vma& b,
+                      const std::optional<VmFlags>& b_flags, std::string_view b_policy) {
+  if (a.range.end != b.range.start) return "gap";
+  std::string words;
+  const auto word = [&](std::string_view text) {
+    if (!words.empty()) words += ',';
+    words += text;
+  };
+  if (permissions(a) != permissions(b)) word("perms");
+  const bool same_file =
+      a.inode == b.inode && a.dev_major == b.dev_major && a.dev_minor == b.dev_minor;
+  if (!same_file)
+    word("file");
+  else if (a.path != b.path)
+    word("name");
+  else if (a.inode != 0 && a.offset + a.range.bytes() != b.offset)
+    word("offset");
+  bool special = false;
+  if (a_flags && b_flags) {
+    std::string differ;
+    const auto only_in = [&](const VmFlags& one, const VmFlags& other, char sign) {
+      for (std::string_view rest = one.text(); !rest.empty();) {
+        const std::size_t space = std::min(rest.find(' '), rest.size());
+        const std::string_view code = rest.substr(0, space);
+        rest.remove_prefix(std::min(space + 1, rest.size()));
+        // These are permissions, and soft-dirty is no reason.
+        if (code.empty() || code == "rd" || code == "wr" || code == "ex" || code == "sh" ||
+            code == "sd" || other.has(code))
+          continue;
+        differ.append(1, sign).append(code);
+      }
+    };
+    only_in(*b_flags, *a_flags, '+');
+    only_in(*a_flags, *b_flags, '-');
+    if (!differ.empty()) word("flags" + differ);
+    for (const char* code : {"io", "de", "pf", "mm"})
+      special = special || a_flags->has(code) || b_flags->has(code);
+  }
+  if (!a_policy.empty() && !b_policy.empty() && a_policy != b_policy) word("policy");
+  if (special) word("special");
+  if (words.empty() && a_flags && b_flags) word("other");
+  return words;
+}
 
 class Vmastat {
  public:
@@ -53,17 +184,33 @@ class Vmastat {
         sharing_(options.json || options.openmetrics || !options.html.empty() ||
                  needs_sharing(columns) || sort_needs(needs_sharing)),
         frames_(options.pages || needs_frames(columns) || sort_needs(needs_frames)),
+        smaps_(options.smaps || needs_smaps(columns) || sort_needs(needs_smaps)),
+        policy_(needs_policy(columns) || sort_needs(needs_policy)),
+        split_(shows(columns, StatColumn::split)),
+        thp_(options.thp || shows(columns, StatColumn::thp)),
         table_(out_, root.page_size(), std::move(columns), options.bytes, use_color(options.color)),
         reader_(StatsReader::open(root, {.sharing = sharing_,
                                          .frames = frames_,
+                                         .smaps = smaps_,
+                                         .policy = policy_,
                                          .by_node = options.by == "node",
                                          .threads = threads(),
                                          .stop = interrupted})) {}
 
   int run() {
     if (const Error* error = reader_.frames_error()) fail(*error);
+    if (options_.all || !options_.comm.empty()) hidden_processes_ = root_.hidden_processes();
+    if (auto limit = read_max_map_count(root_))
+      max_map_count_ = *limit;
+    else
+      fail(limit.error());
+    if (thp_) machine_ = ThpMachine::read(root_);
+    if (machine_.error) fail(*machine_.error);
     if (options_.openmetrics)
-      report_ = openmetrics_report(out_);
+      report_ = openmetrics_report(
+          out_,
+          {.max_map_count = max_map_count_,
+           .hidden = options_.all ? std::optional(hidden_processes_.has_value()) : std::nullopt});
     else if (options_.map)
       report_ = map_report(out_, root_, terminal_width(), use_color(options_.color));
     else if (!options_.html.empty())
@@ -81,6 +228,9 @@ class Vmastat {
   bool sort_needs(bool (*needs)(const std::vector<StatColumn>&)) const {
     return sort_ && needs({*sort_});
   }
+  bool shows(const std::vector<StatColumn>& columns, StatColumn column) const {
+    return sort_ == column || std::ranges::find(columns, column) != columns.end();
+  }
   unsigned threads() const { return options_.threads != 0 ? options_.threads : usable_cpus(2); }
   bool stopped() const { return interrupted() || out_.failed(); }
 
@@ -96,33 +246,121 @@ class Vmastat {
   }
 
   int end() {
-    const std::uint32_t asked =
+    std::uint32_t asked =
         options_.json || report_ ? unknown_sum::all : shown_sums(table_.columns());
+    // Which rows there are, and what is in which.
+    if (options_.by == "node") asked |= unknown_sum::nodes;
+    if (sort_) asked |= shown_sums(*sort_);
+    const std::uint32_t sums =
+        unknown_sum::rss | unknown_sum::pss | unknown_sum::uss | unknown_sum::swap |
+        unknown_sum::frames |
+        (reader_.tells_nodes() || options_.by == "node" ? unknown_sum::nodes : 0U);
     const bool recorded = root_.recorded();
-    if (hidden_ && (unknown_ & asked) != 0) {
+    if (hidden_ &&
+        (unknown_ & asked &
+         (sums | unknown_sum::nodes | unknown_sum::extents | unknown_sum::uncounted)) != 0) {
       if (recorded)
         fail("PFNs are hidden in this recording",
              "it was recorded without CAP_SYS_ADMIN: record it again as root");
       else
         fail("PFNs are hidden from this user",
-             "PFNs take CAP_SYS_ADMIN in the initial user namespace: run as root");
+             capable_ ? "PFNs need CAP_SYS_ADMIN in the initial user namespace, which root of a "
+                        "container has not"
+                      : "PFNs need CAP_SYS_ADMIN in the initial user namespace: run as root");
     } else if (changed_) {
       fail("a mapping kept changing while it was read", "stop the process (SIGSTOP), or try again");
-    } else if ((unknown_ & asked &
-                (unknown_sum::rss | unknown_sum::pss | unknown_sum::uss | unknown_sum::swap |
-                 unknown_sum::frames)) != 0 &&
-               error_.empty()) {
-      fail("some sums cannot be told: neither page frames nor smaps say them",
-           recorded ? "the recording lacks kpagecount or smaps with sums" : "run as root");
+    } else if ((unknown_ & asked & sums) != 0 && error_.empty()) {
+      if ((unknown_ & asked & sums) == unknown_sum::nodes)
+        fail(
+            "on which nodes some memory lies cannot be told: neither page frames nor numa_maps say "
+            "it",
+            recorded ? "the recording lacks sys/devices/system/node, or frames and numa_maps"
+                     : "it moves just now, or is on no node that the kernel lists");
+      else
+        fail("some sums cannot be told: neither page frames nor smaps say them",
+             recorded ? "the recording lacks kpagecount or smaps with sums" : "run as root");
+    } else {
+      untold_columns();
     }
-    if (refused_ != 0) {
-      fail(fmt::format("{} could not be read: permission denied",
-                       refused_ == 1 ? "1 process" : fmt::format("{} processes", refused_)),
-           "other users' processes take CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH: run as root");
-    }
+    if (!refused_.empty() && !refused_said_) fail_refused();
+    if (hidden_processes_)
+      fail(*hidden_processes_, "see hidepid in proc(5): CAP_SYS_PTRACE lifts it");
     const Status status = finish_output(out_, status_, messages_);
     if (interrupted()) end_by_signal();
     return static_cast<int>(status);
+  }
+
+  /// What was asked for by name and cannot be had is said, and raises the status.
+  void untold_columns() {
+    std::vector<StatColumn> named;
+    if (!options_.columns.empty()) named = table_.columns();
+    if (options_.smaps && options_.columns.empty())
+      named = {StatColumn::swap_pss, StatColumn::pss_dirty, StatColumn::accessed,
+               StatColumn::lazyfree, StatColumn::locked};
+    if (sort_) named.push_back(*sort_);
+    std::string names;
+    std::string_view hint;
+    const auto untold = [&](std::string_view name, std::string_view why) {
+      names += fmt::format("{}{}", names.empty() ? "" : ", ", name);
+      if (hint.empty()) hint = why;
+    };
+    for (const StatColumn column : named) {
+      std::uint32_t missing = shown_sums(column) & (unknown_ | row_unknown_);
+      if (reader_.frames_error() != nullptr) missing &= ~unknown_sum::frames;  // it has been said
+      const std::string_view name = stat_column_name(column);
+      if ((missing & unknown_sum::smaps) != 0)
+        untold(name, "smaps cannot be read, or this kernel's smaps does not say it");
+      else if ((missing & unknown_sum::device) != 0 || (missing & unknown_sum::leaf) != 0)
+        untold(name,
+               "a driver's mapping (VM_PFNMAP): BPF or the kernel module read its page tables");
+      else if ((missing & unknown_sum::nodes) != 0)
+        untold(name, "neither frames nor numa_maps tell on which node it lies");
+      else if ((missing & unknown_sum::ksm) != 0)
+        untold(name, "kernels 6.10 to 6.16 set this flag of all anonymous memory");
+      else if (missing != 0)
+        untold(name, options_.by == "node" ? "this is not told apart by node" : "run as root");
+      else if (leaf_unknown_ && (column == StatColumn::pte || column == StatColumn::pmd ||
+                                 column == StatColumn::pud))
+        untold(name, "kernels before 6.7 do not tell leaf sizes: BPF or the kernel module do");
+      else if (column == StatColumn::policy && no_policy_)
+        untold(name, "numa_maps cannot be read, or this kernel has no NUMA");
+      else if ((column == StatColumn::split && no_split_) || (column == StatColumn::thp && no_thp_))
+        untold(name, "VmFlags cannot be read");
+    }
+    if (options_.thp && no_thp_ && names.empty())
+      untold("thp", "VmFlags or leaf sizes cannot be read");
+    if (!names.empty()) fail(fmt::format("not all of this can be told: {}", names), hint);
+  }
+
+  /// Which processes could not be read, and why.
+  std::string refused_text() const {
+    constexpr std::size_t most = 3;
+    std::string who;
+    for (const Refused& one : std::span(refused_).first(std::min(most, refused_.size())))
+      who += fmt::format("{}PID {}{}{}", who.empty() ? "" : ", ", one.pid,
+                         one.comm.empty() ? "" : " ", printable(one.comm));
+    if (refused_.size() > most) who += fmt::format(" and {} more", refused_.size() - most);
+    const bool one = refused_.size() == 1;
+    return fmt::format("{} could not be read ({}): {}",
+                       one ? "1 process" : fmt::format("{} processes", refused_.size()), who,
+                       !capable_ ? "permission denied"
+                       : one     ? stronger
+                                 : "they have capabilities that you have not, or an LSM refuses");
+  }
+
+  void fail_refused() {
+    fail(refused_text(),
+         capable_
+             ? ""
+             : "other users' processes need CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH: run as root");
+  }
+
+  void refuse(pid_t pid) {
+    Refused one{.pid = pid, .comm = {}, .reason = {}};
+    if (const auto comm = root_.read_file(("proc/" + std::to_string(pid) + "/comm").c_str(), 4096))
+      one.comm = comm->substr(0, comm->find('\n'));
+    one.reason = capable_ ? stronger : "permission denied";
+    refused_.push_back(std::move(one));
   }
 
   // ---- reports
@@ -139,7 +377,7 @@ class Vmastat {
       look_at(pid);
     }
     if (stopped() || processes_ == 0) return;
-    report_->finish(refused_);
+    report_->finish(refused_.size());
     if (!options_.html.empty() && !write_report(options_.html, html_, messages_))
       raise(Status::unanswered);
   }
@@ -148,6 +386,8 @@ class Vmastat {
 
   void look() {
     total_.clear();
+    refused_.clear();
+    set_time();
     for (const pid_t pid : pids_) {
       if (stopped()) break;
       look_at(pid);
@@ -158,8 +398,8 @@ class Vmastat {
       out_.append("\n],\"totals\":{");
       append_sums(out_, total_, root_.page_size(), sharing_, frames_);
       if (interrupted() && error_.empty()) error_ = "interrupted";
-      out_.print("}},\"error\":{}}}", error_.empty() ? "null" : json_string(error_));
-      out_.end_line();
+      out_.append("}");
+      end_json();
       return;
     }
     if (grouped_)
@@ -167,8 +407,53 @@ class Vmastat {
     else if (held_)
       show_held();
     if (processes_ > 1 && !options_.no_headings && !stopped() && !options_.top) {
-      table_.row({.key = "total of all", .sums = &total_});
+      print_row({.key = "total of all", .sums = &total_});
     }
+    if (options_.thp && processes_ != 0 && !stopped()) show_thp();
+  }
+
+  void show_thp() {
+    out_.end_line();
+    for (const std::string_view word : thp_seen_) {
+      out_.print("{}: {}", word, thp_meaning(word));
+      out_.end_line();
+    }
+    append_thp_text(out_, machine_);
+  }
+
+  void end_json() {
+    if (error_.empty() && !refused_.empty()) error_ = refused_text();
+    if (error_.empty() && hidden_processes_) error_ = *hidden_processes_;
+    out_.append(",\"refused\":[");
+    for (const Refused& one : refused_)
+      out_.print(R"({}{{"pid":{},"comm":{},"reason":{}}})", &one != refused_.data() ? "," : "",
+                 one.pid, json_string(one.comm), json_string(one.reason));
+    out_.append("],\"hidden_processes\":");
+    out_.append(hidden_processes_ ? json_string(*hidden_processes_) : "null");
+    out_.append(",\"near_map_count\":[");
+    out_.append(near_limit_);
+    out_.append("]");
+    if (thp_) {
+      out_.append(",\"thp\":");
+      append_thp_json(out_, machine_);
+    }
+    out_.print(",\"error\":{}}}", error_.empty() ? "null" : json_string(error_));
+    out_.end_line();
+    near_limit_.clear();
+  }
+
+  void set_time() {
+    std::timespec clock{};
+    std::timespec_get(&clock, TIME_UTC);
+    std::tm local{};
+    localtime_r(&clock.tv_sec, &local);
+    std::strftime(time_, sizeof time_, "%H:%M:%S", &local);
+  }
+
+  /// Prints a row, with the time of the look.
+  bool print_row(StatRow row) {
+    row.time = time_;
+    return table_.row(row);
   }
 
   void heading() {
@@ -177,9 +462,17 @@ class Vmastat {
 
   void look_at(pid_t pid) {
     const auto refused = [&](const Error& error) {
-      if (!options_.all) return fail(error);
+      if (error.code == Errc::permission) refuse(pid);
+      if (!options_.all) {
+        // Who has the capabilities is not told to get them.
+        if (error.code == Errc::permission && capable_)
+          fail(to_string(error), fmt::format("PID {}: {}", pid, stronger));
+        else
+          fail(error);
+        refused_said_ = true;
+        return;
+      }
       // Kernel threads have no memory, and processes end.
-      if (error.code == Errc::permission) ++refused_;
       if (error.code == Errc::malformed || error.code == Errc::io) fail(error);
     };
     auto process = root_.process(pid);
@@ -187,12 +480,19 @@ class Vmastat {
     auto translator = open_source(options_, *process);
     if (!translator) return refused(translator.error());
     VmaInspector inspector{*process, vm_flags_source(*process, **translator)};
+    if (thp_) {
+      auto allowed = thp_allowed(*process);
+      if (!allowed) fail(allowed.error());
+      thp_allowed_ = allowed.value_or(std::nullopt);
+    }
     if (options_.json && !begun_) begin_json(*process, **translator);
     if (report_)
       report_->begin(*process);
     else
       begin_process(*process);
     MemorySums sums;
+    map_count_ = 0;
+    before_.reset();
     Progress progress{"vmastat"};
     const auto extent = [&](const Vma* vma, const Extent& e) {
       if (vma != nullptr) report_->extent(*vma, e);
@@ -205,6 +505,8 @@ class Vmastat {
       hidden_ = hidden_ || stats.sums.hidden != 0;
       changed_ = changed_ || stats.sums.changed != 0;
       unknown_ |= stats.sums.unknown;
+      leaf_unknown_ = leaf_unknown_ || stats.sums.leaf.at(0) != 0;
+      if (stats.vma.path != gate) ++map_count_;
       if (report_)
         report_->vma(stats);
       else if (grouped_)
@@ -217,6 +519,7 @@ class Vmastat {
     ++processes_;
     total_.add(sums);
     if (!read) refused(read.error());
+    compare_map_count(*process);
     if (report_)
       report_->end(sums, read.has_value());
     else
@@ -227,7 +530,25 @@ class Vmastat {
     begun_ = true;
     out_.append(
         json_prologue("vmastat", root_, pfn_access(process, translator), translator.backend()));
+    out_.append(",\"max_map_count\":");
+    out_.append(max_map_count_ ? std::to_string(*max_map_count_) : "null");
     out_.append(grouped_ ? ",\n\"groups\":[" : ",\n\"processes\":[");
+  }
+
+  /// From nine tenths of the limit on it is near: mmap(2), and what splits a mapping, fail there.
+  void compare_map_count(const Process& process) {
+    if (!max_map_count_ || map_count_ * 10 < *max_map_count_ * 9) return;
+    if (options_.json) {
+      near_limit_ +=
+          fmt::format(R"({}{{"pid":{},"comm":{},"vmas":{}}})", near_limit_.empty() ? "" : ",",
+                      process.pid(), json_string(process.comm()), map_count_);
+    }
+    out_.flush();
+    messages_.error(
+        fmt::format("warning: PID {} {} has {} of the {} mappings that it may have "
+                    "(vm.max_map_count)",
+                    process.pid(), printable(process.comm()), map_count_, *max_map_count_),
+        "-o split says why neighbours are not one mapping");
   }
 
   void begin_process(const Process& process) {
@@ -239,6 +560,8 @@ class Vmastat {
       out_.print("{}", *process.start_time());
     else
       out_.append("null");
+    if (thp_)
+      out_.print(",\"thp_enabled\":{}", !thp_allowed_ ? "null" : *thp_allowed_ ? "true" : "false");
     out_.append(",\"vmas\":[");
     vmas_ = 0;
   }
@@ -251,48 +574,123 @@ class Vmastat {
       append_sums(out_, sums, root_.page_size(), sharing_, frames_);
       out_.append("}}");
     } else if (!held_ && !options_.no_headings && !stopped()) {
-      table_.row({.pid = process.pid(), .comm = process.comm(), .key = "total", .sums = &sums});
+      print_row({.pid = process.pid(), .comm = process.comm(), .key = "total", .sums = &sums});
     }
   }
 
+  Extras extras_of(VmaInspector& inspector, const VmaStats& stats) {
+    Extras extras;
+    if (policy_) extras.policy = stats.policy;
+    if (policy_ && extras.policy.empty() && stats.vma.path != gate) no_policy_ = true;
+    if (!split_ && !thp_) return extras;
+    std::optional<SmapsEntry> entry;
+    if (thp_) entry = inspector.smaps(stats.vma);
+    const auto flags = entry && entry->flags ? entry->flags : inspector.flags(stats.vma);
+    if (split_) {
+      extras.split = before_ ? why_apart(before_->vma, before_->flags, before_->policy, stats.vma,
+                                         flags, stats.policy)
+                             : "gap";
+      no_split_ = no_split_ || extras.split.empty();
+      before_ = Neighbour{stats.vma, flags, std::string(stats.policy)};
+    }
+    if (thp_) {
+      if (entry) extras.thp_eligible = entry->thp_eligible;
+      const bool kernel_file = stats.vma.inode != 0 && inspector.may_be_shmem(stats.vma) &&
+                               inspector.filesystem(stats.vma) == "";
+      extras.thp = thp_of(machine_, {.vma = stats.vma,
+                                     .classification = stats.classification,
+                                     .sums = stats.sums,
+                                     .flags = flags,
+                                     .eligible = extras.thp_eligible,
+                                     .allowed = thp_allowed_,
+                                     .kernel_file = kernel_file,
+                                     .page_size = root_.page_size()});
+      if (extras.thp.why.empty())
+        no_thp_ = true;
+      else if (std::ranges::find(thp_seen_, extras.thp.why) == thp_seen_.end())
+        thp_seen_.push_back(extras.thp.why);
+    }
+    return extras;
+  }
+
   void add_vma(const Process& process, VmaInspector& inspector, const VmaStats& stats) {
+    Extras extras;
+    if (policy_ || split_ || thp_) extras = extras_of(inspector, stats);
     if (held_) {
-      rows_.push_back({.pid = process.pid(),
-                       .comm = process.comm(),
-                       .vma = stats.vma,
-                       .classification = stats.classification,
-                       .key = {},
-                       .sums = stats.sums});
+      HeldRow& row = rows_.emplace_back();
+      row.pid = process.pid();
+      row.comm = process.comm();
+      row.vma = stats.vma;
+      row.classification = stats.classification;
+      row.sums = stats.sums;
+      if (policy_ || split_ || thp_) row.extras = std::make_unique<Extras>(std::move(extras));
+      // Now, for they are told in ascending order.
+      if (options_.json) row.flags = inspector.flags(stats.vma);
       // The rows that will be printed are among the first so many of any of their sets.
       if (options_.top && !options_.watch && rows_.size() >= 2 * *options_.top + 1024) cut_rows();
     } else if (options_.json) {
-      json_vma(stats.vma, stats.classification, stats.sums, inspector.flags(stats.vma));
+      json_vma(stats.vma, stats.classification, stats.sums, inspector.flags(stats.vma), extras);
     } else {
-      table_.row({.pid = process.pid(),
-                  .comm = process.comm(),
-                  .vma = &stats.vma,
-                  .classification = stats.classification,
-                  .key = {},
-                  .sums = &stats.sums});
+      print_row({.pid = process.pid(),
+                 .comm = process.comm(),
+                 .vma = &stats.vma,
+                 .classification = stats.classification,
+                 .key = {},
+                 .sums = &stats.sums,
+                 .policy = extras.policy,
+                 .split = extras.split,
+                 .thp = extras.thp.why});
     }
   }
 
   void json_vma(const Vma& vma, Classification classification, const MemorySums& sums,
-                const std::optional<VmFlags>& flags) {
+                const std::optional<VmFlags>& flags, const Extras& extras) {
     out_.append(vmas_++ != 0 ? ",\n{" : "\n{");
     out_.append(vma_json(vma, classification, flags));
     out_.append(",");
+    if (policy_ || split_ || thp_) json_extras(extras);
     append_sums(out_, sums, root_.page_size(), sharing_, frames_);
     out_.append("}");
     out_.relieve();
+  }
+
+  void json_extras(const Extras& extras) {
+    const auto word = [](std::string_view text) {
+      return text.empty() ? std::string("null") : json_string(text);
+    };
+    if (policy_) out_.print("\"policy\":{},", word(extras.policy));
+    if (split_) {
+      out_.append("\"split\":");
+      if (extras.split.empty()) {
+        out_.append("null,");
+      } else {
+        std::string list;
+        for (std::string_view rest = extras.split; !rest.empty();) {
+          const std::size_t comma = std::min(rest.find(','), rest.size());
+          list += (list.empty() ? "" : ",") + json_string(rest.substr(0, comma));
+          rest.remove_prefix(std::min(comma + 1, rest.size()));
+        }
+        out_.print("[{}],", list);
+      }
+    }
+    if (thp_)
+      out_.print(R"("thp":{{"why":{},"eligible":{},"aligned":{}}},)", word(extras.thp.why),
+                 !extras.thp_eligible   ? "null"
+                 : *extras.thp_eligible ? "true"
+                                        : "false",
+                 extras.thp.room);
   }
 
   // ---- groups
 
   void add_to_group(const Process& process, const VmaStats& stats) {
     if (options_.by == "node") {
-      for (const auto& [node, sums] : stats.by_node)
-        group(node < 0 ? "unknown" : std::to_string(node)).sums.add(sums);
+      for (const auto& [node, sums] : stats.by_node) {
+        HeldRow& row = group(node < 0 ? "unknown" : std::to_string(node));
+        row.sums.add(sums);
+        row_unknown_ |= sums.unknown;
+        add_common(row, process, stats);
+      }
       return;
     }
     std::string key;
@@ -307,10 +705,19 @@ class Vmastat {
     }
     HeldRow& row = group(key);
     row.sums.add(stats.sums);
+    add_common(row, process, stats);
     if (options_.by == "process") {
       row.pid = process.pid();
       row.comm = process.comm();
     }
+  }
+
+  static void add_common(HeldRow& row, const Process& process, const VmaStats& stats) {
+    if (!row.group) row.group = std::make_unique<GroupFacts>();
+    row.group->vma_class.add(stats.classification.vma_class);
+    row.group->kind.add(stats.classification.kind);
+    row.group->pid.add(process.pid());
+    row.group->comm.add(process.comm());
   }
 
   /// What a mapping is of: its file, or what it is called.
@@ -369,7 +776,8 @@ class Vmastat {
     sort_rows();
     if (options_.json) {
       for (const HeldRow& row : rows_) {
-        json_vma(*row.vma, row.classification, row.sums, {});
+        json_vma(*row.vma, row.classification, row.sums, row.flags,
+                 row.extras ? *row.extras : Extras{});
         if (stopped()) break;
       }
     } else {
@@ -387,7 +795,7 @@ class Vmastat {
       StatRow view = row.view();
       if (grouped_ && options_.by == "process") view.key = row.comm;
       if (const auto old = old_.find(identity(row)); old != old_.end()) view.before = &old->second;
-      if (!table_.row(view) || stopped()) return;
+      if (!print_row(view) || stopped()) return;
     }
   }
 
@@ -398,6 +806,10 @@ class Vmastat {
         out_.print("{}\n{{\"key\":{}", &row != rows_.data() ? "," : "", json_string(row.key));
         if (options_.by == "process")
           out_.print(",\"pid\":{},\"comm\":{}", row.pid, json_string(row.comm));
+        if (options_.by == "file") out_.print(",\"file\":{}", json_string(row.key));
+        if (options_.by == "node")
+          out_.print(",\"node\":{}", row.key == "unknown" ? "null" : row.key);
+        json_group_kind(row);
         out_.append(",");
         append_sums(out_, row.sums, root_.page_size(), sharing_, frames_);
         out_.append("}");
@@ -409,6 +821,14 @@ class Vmastat {
     }
     rows_.clear();
     groups_.clear();
+  }
+
+  void json_group_kind(const HeldRow& row) {
+    const auto word = [](const auto& value) {
+      return value ? json_string(to_string(*value)) : std::string("null");
+    };
+    out_.print(",\"class\":{},\"kind\":{}", word(row.group->vma_class.value()),
+               word(row.group->kind.value()));
   }
 
   /// Each file with its sums, and below it its mappings.
@@ -437,7 +857,7 @@ class Vmastat {
           order, [&](std::size_t a, std::size_t b) { return before(parents[a], parents[b]); });
     }
     for (const std::size_t i : order) {
-      if (!table_.row(parents[i].view()) || stopped()) return;
+      if (!print_row(parents[i].view()) || stopped()) return;
       for (const HeldRow* row : files[i]) {
         StatRow view = row->view();
         const std::string branch = fmt::format(
@@ -445,7 +865,7 @@ class Vmastat {
             row->vma->range.end.value, permissions(*row->vma), to_string(row->classification.kind));
         view.key = branch;
         view.branch = true;
-        if (!table_.row(view)) return;
+        if (!print_row(view)) return;
       }
     }
   }
@@ -467,7 +887,9 @@ class Vmastat {
     return a.size != b.size || a.rss != b.rss || a.pss_fixed != b.pss_fixed || a.uss != b.uss ||
            a.swap != b.swap || a.hugetlb != b.hugetlb || a.device != b.device ||
            a.extents != b.extents || a.largest_extent != b.largest_extent || a.leaf != b.leaf ||
-           a.nodes != b.nodes || a.unknown != b.unknown;
+           a.nodes != b.nodes || a.swap_pss != b.swap_pss || a.pss_dirty != b.pss_dirty ||
+           a.accessed != b.accessed || a.lazyfree != b.lazyfree || a.locked != b.locked ||
+           a.unknown != b.unknown;
   }
 
   void watch() {
@@ -491,6 +913,8 @@ class Vmastat {
   void watch_round(bool screen, bool first) {
     processes_ = 0;
     total_.clear();
+    refused_.clear();
+    set_time();
     for (const pid_t pid : pids_) {
       if (stopped()) return;
       look_at(pid);
@@ -498,44 +922,33 @@ class Vmastat {
     if (stopped()) return;
     std::map<Identity, MemorySums> now;
     for (const HeldRow& row : rows_) now.emplace(identity(row), row.sums);
-    std::timespec clock{};
-    std::timespec_get(&clock, TIME_UTC);
-    std::tm local{};
-    localtime_r(&clock.tv_sec, &local);
-    char stamp[16];
-    std::strftime(stamp, sizeof stamp, "%H:%M:%S", &local);
     if (screen) {
       sort_rows();
       winsize size{};
       std::size_t lines = 24;
       if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_row > 4) lines = size.ws_row;
       if (rows_.size() + 4 > lines) rows_.resize(lines - 4);
-      out_.print("\033[H\033[Jvmastat {}  every {:g} s", stamp, *options_.watch);
+      out_.print("\033[H\033[Jvmastat {}  every {:g} s", time_, *options_.watch);
       out_.end_line();
       heading();
       show_rows();
-      table_.row({.key = "total", .sums = &total_, .before = first ? nullptr : &old_total_});
+      print_row({.key = "total", .sums = &total_, .before = first ? nullptr : &old_total_});
     } else {
       if (!first) std::erase_if(rows_, [&](const HeldRow& row) { return !differs(row); });
       sort_rows();
-      if (first) {
-        if (!options_.no_headings) out_.print("{:<8}  ", "TIME");
-        heading();
-      }
+      if (first) heading();
       for (const HeldRow& row : rows_) {
         StatRow view = row.view();
         if (grouped_ && options_.by == "process") view.key = row.comm;
         if (const auto old = old_.find(identity(row)); old != old_.end())
           view.before = &old->second;
-        out_.print("{}  ", stamp);
-        if (!table_.row(view) || stopped()) break;
+        if (!print_row(view) || stopped()) break;
       }
       for (const auto& [id, sums] : old_) {
         if (now.contains(id) || stopped()) continue;
         const MemorySums gone;
-        out_.print("{}  ", stamp);
         const std::string key = id.second + " (gone)";
-        table_.row({.pid = id.first, .key = key, .sums = &gone, .before = &sums});
+        print_row({.pid = id.first, .key = key, .sums = &gone, .before = &sums});
       }
     }
     old_ = std::move(now);
@@ -552,6 +965,10 @@ class Vmastat {
   const std::optional<StatColumn> sort_;
   const bool sharing_;
   const bool frames_;
+  const bool smaps_;
+  const bool policy_;
+  const bool split_;
+  const bool thp_;
   const Messages messages_{"vmastat"};
   Output out_{interrupted};
   StatTable table_;
@@ -561,15 +978,35 @@ class Vmastat {
   MemorySums total_;
   std::vector<HeldRow> rows_;
   std::map<std::string, std::size_t> groups_;  ///< index into rows_
-  std::map<Identity, MemorySums> old_;         ///< --watch: the last look
+  std::map<Identity, MemorySums> old_;  ///< --watch: the last look
   MemorySums old_total_;
   std::size_t processes_ = 0;
   std::size_t vmas_ = 0;  ///< of the process that is being printed
-  std::size_t refused_ = 0;
+  std::vector<Refused> refused_;
+  const bool capable_ = !root_.recorded() && may_look_into_all();
+  bool refused_said_ = false;
+  std::optional<std::string_view> hidden_processes_;  ///< why not all are seen
+  std::optional<std::uint64_t> max_map_count_;
+  std::uint64_t map_count_ = 0;  ///< of the process that is being read
+  std::string near_limit_;  ///< JSON objects
+  char time_[16] = "";
+  // For `split`: the mapping before.
+  struct Neighbour {
+    Vma vma;
+    std::optional<VmFlags> flags;
+    std::string policy;
+  };
+  std::optional<Neighbour> before_;
+  ThpMachine machine_;
+  std::optional<bool> thp_allowed_;
+  std::vector<std::string_view> thp_seen_;  ///< words, as they came
   bool begun_ = false;
   bool hidden_ = false;
   bool changed_ = false;
   std::uint32_t unknown_ = 0;
+  std::uint32_t row_unknown_ = 0;  ///< of rows by node alone
+  bool leaf_unknown_ = false;
+  bool no_policy_ = false, no_split_ = false, no_thp_ = false;
   std::string error_;  ///< the first, for the JSON document
   Status status_ = Status::good;
 };
@@ -577,6 +1014,13 @@ class Vmastat {
 std::vector<StatColumn> default_columns(const StatOptions& options, bool several) {
   using enum StatColumn;
   std::vector<StatColumn> columns;
+  if (options.thp) {
+    if (several) columns.push_back(pid);
+    if (!options.tree) columns.insert(columns.end(), {start, end, kind});
+    columns.insert(columns.end(), {size, rss, pte, pmd, pud});
+    columns.insert(columns.end(), {thp, name});
+    return columns;
+  }
   if (options.by == "vma") {
     if (several) columns.push_back(pid);
     if (!options.tree) columns.insert(columns.end(), {start, end, perms, vma_class, kind});
@@ -592,6 +1036,8 @@ std::vector<StatColumn> default_columns(const StatOptions& options, bool several
   columns.insert(columns.end(), {pte, pmd, pud, extents, largest, nodes});
   if (options.pages)
     columns.insert(columns.end(), {zero, ksm, dirty, referenced, active, mlocked, folios, flags});
+  if (options.smaps)
+    columns.insert(columns.end(), {swap_pss, pss_dirty, accessed, lazyfree, locked});
   columns.push_back(name);
   return columns;
 }
@@ -618,21 +1064,28 @@ int run_vmastat(const StatOptions& options, const std::vector<std::string>& word
         "--by, --sort, --top and --output",
         "see --help");
   if (options.tree && options.json) return usage("--tree is not for --json", "use --by file");
-  std::optional<StatColumn> sort;
-  const std::string known = "columns: " + stat_column_names();
-  if (!options.sort.empty()) {
-    sort = stat_column(options.sort);
-    if (!sort) return usage(fmt::format("{}: no such column", options.sort), known);
-  }
-  std::optional<std::vector<StatColumn>> columns;
-  if (!options.columns.empty()) {
-    auto chosen = parse_stat_columns(options.columns);
-    if (!chosen) return usage(fmt::format("{}: no such column", chosen.error()), known);
-    columns = std::move(*chosen);
-  }
+  if (options.thp && (reports || options.watch || options.by != "vma"))
+    return usage("--thp stands alone, without --by, --watch, --openmetrics, --map and --html",
+                 "see --help");
   catch_interrupts();
   const auto root = open_root(options, messages);
   if (!root) return static_cast<int>(Status::unanswered);
+  std::optional<StatColumn> sort;
+  const ColumnWords column_words{.page_size = root->page_size(), .by = options.by};
+  if (!options.sort.empty()) {
+    sort = stat_column(options.sort, column_words);
+    if (!sort)
+      return usage(fmt::format("{}: no such column", options.sort),
+                   stat_column_words(column_words));
+  }
+  std::optional<std::vector<StatColumn>> columns;
+  if (!options.columns.empty()) {
+    auto chosen = parse_stat_columns(options.columns, column_words);
+    if (!chosen)
+      return usage(fmt::format("{}: no such column", chosen.error()),
+                   stat_column_words(column_words));
+    columns = std::move(*chosen);
+  }
   std::vector<pid_t> pids;
   if (options.all) {
     auto all = root->processes();
@@ -647,6 +1100,10 @@ int run_vmastat(const StatOptions& options, const std::vector<std::string>& word
     pids = std::move(*found);
   }
   if (!columns) columns = default_columns(options, pids.size() > 1);
+  // Where each look adds lines, these say when.
+  if (options.watch && !options.json && isatty(STDOUT_FILENO) == 0 &&
+      std::ranges::find(*columns, StatColumn::time) == columns->end())
+    columns->insert(columns->begin(), StatColumn::time);
   return Vmastat{options, *root, std::move(pids), std::move(*columns), sort}.run();
 }
 

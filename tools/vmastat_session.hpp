@@ -17,6 +17,8 @@ struct StatOptions : CommonOptions {
   std::string sort;
   std::optional<std::uint64_t> top;
   bool pages = false;
+  bool smaps = false;
+  bool thp = false;
   bool tree = false;
   std::optional<double> watch;  ///< seconds
   std::uint64_t count = 0;      ///< looks; 0: no end
