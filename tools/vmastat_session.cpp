@@ -282,6 +282,12 @@ class Vmastat {
     } else {
       untold_columns();
     }
+    const bool all_by_default = options_.columns.empty() && !report_ && !recorded;
+    if (leaves_untold_ != 0 && all_by_default && error_.empty() &&
+        (shown_sums(table_.columns()) & unknown_sum::leaf) != 0) {
+      fail(fmt::format("the leaf sizes of {} could not be told", human_size(leaves_untold_, false)),
+           "page tables tell them: use --backend bpf or kmod");
+    }
     if (!refused_.empty() && !refused_said_) fail_refused();
     if (hidden_processes_)
       fail(*hidden_processes_, "see hidepid in proc(5): CAP_SYS_PTRACE lifts it");
@@ -319,8 +325,8 @@ class Vmastat {
         untold(name, "kernels 6.10 to 6.16 set this flag of all anonymous memory");
       else if (missing != 0)
         untold(name, options_.by == "node" ? "this is not told apart by node" : "run as root");
-      else if (leaf_unknown_ && (column == StatColumn::pte || column == StatColumn::pmd ||
-                                 column == StatColumn::pud))
+      else if (leaves_untold_ != 0 && (column == StatColumn::pte || column == StatColumn::pmd ||
+                                       column == StatColumn::pud))
         untold(name, "kernels before 6.7 do not tell leaf sizes: BPF or the kernel module do");
       else if (column == StatColumn::policy && no_policy_)
         untold(name, "numa_maps cannot be read, or this kernel has no NUMA");
@@ -505,7 +511,7 @@ class Vmastat {
       hidden_ = hidden_ || stats.sums.hidden != 0;
       changed_ = changed_ || stats.sums.changed != 0;
       unknown_ |= stats.sums.unknown;
-      leaf_unknown_ = leaf_unknown_ || stats.sums.leaf.at(0) != 0;
+      leaves_untold_ += stats.sums.leaf.at(0);
       if (stats.vma.path != gate) ++map_count_;
       if (report_)
         report_->vma(stats);
@@ -1005,7 +1011,7 @@ class Vmastat {
   bool changed_ = false;
   std::uint32_t unknown_ = 0;
   std::uint32_t row_unknown_ = 0;  ///< of rows by node alone
-  bool leaf_unknown_ = false;
+  std::uint64_t leaves_untold_ = 0;  ///< bytes
   bool no_policy_ = false, no_split_ = false, no_thp_ = false;
   std::string error_;  ///< the first, for the JSON document
   Status status_ = Status::good;

@@ -66,6 +66,18 @@ std::string join_bits(std::uint8_t bits, std::string_view quote) {
   return text;
 }
 
+/// Flags of which the kernel's word says nothing stand with a '?'.
+std::string flags_text(const FrameFacts& facts) {
+  std::string text;
+  for (const std::string& name : frame_flag_names(facts.flags | facts.doubtful)) {
+    if (!text.empty()) text += ',';
+    text += name;
+    const std::vector<std::string> doubtful = frame_flag_names(facts.doubtful);
+    if (std::ranges::find(doubtful, name) != doubtful.end()) text += '?';
+  }
+  return text.empty() ? "none" : text;
+}
+
 std::string join_flags(std::uint64_t flags, std::string_view quote) {
   std::string text;
   for (const std::string& name : frame_flag_names(flags)) {
@@ -127,6 +139,13 @@ bool swap_known(const Extent& e) {
 /// A recorded file may hold a frame whose address 64 bits do not.
 bool addressable(const Extent& e, PageSize page_size) {
   return e.pfn.value <= (UINT64_MAX >> page_size.shift());
+}
+
+/// Why the state is what it is; empty: it speaks for itself.
+std::string reason_text(const Row& row) {
+  std::string text = reason_of(row.extent);
+  if (row.device != nullptr) text += fmt::format(" ({})", printable(*row.device));
+  return text;
 }
 
 /// The physical address of the byte asked for.
@@ -258,7 +277,7 @@ bool Table::block(const Row& row) {
   }
   std::string state{to_string(e.state)};
   if (color_) state = fmt::format("\033[{}m{}\033[0m", color_of(e.state), state);
-  if (e.reason != Reason::none) state += fmt::format(" ({})", to_string(e.reason));
+  if (e.reason != Reason::none) state += fmt::format(" ({})", reason_text(row));
   line("state", state);
   line("PA", of(Column::pa));
   line("PFN", of(Column::pfn));
@@ -305,10 +324,16 @@ void Table::write_cell(Column column, const Row& row, std::string& text) {
   const FrameFacts& facts = row.frame != nullptr ? row.frame->facts : none;
   const auto known = [&](std::uint8_t fact) { return (facts.known & fact) != 0; };
   const auto physical_or = [&](auto&& write) {
-    if (e.state == PageState::resident)
+    if (e.state == PageState::resident) {
       write();
-    else
+    } else if (names_frame(e)) {
+      // Not mapped there: so that nobody takes it for that.
+      text += '(';
+      write();
+      text += ')';
+    } else {
       text += e.state == PageState::hidden ? "hidden" : "-";
+    }
   };
   switch (column) {
     case Column::va:
@@ -366,7 +391,8 @@ void Table::write_cell(Column column, const Row& row, std::string& text) {
       if (!known(FrameFacts::has_flags))
         text += '-';
       else
-        text += facts.flags != 0 ? join_flags(facts.flags, "") : "none";
+        text += facts.doubtful == 0 && facts.flags != 0 ? join_flags(facts.flags, "")
+                                                        : flags_text(facts);
       return;
     case Column::mapcount:
       if (known(FrameFacts::has_mapcount))
@@ -392,7 +418,7 @@ void Table::write_cell(Column column, const Row& row, std::string& text) {
       return;
     case Column::reason:
       if (e.reason != Reason::none)
-        text += to_string(e.reason);
+        text += reason_text(row);
       else
         text += '-';
       return;
@@ -495,7 +521,7 @@ bool JsonResults::row(const Row& row) {
   if (e.reason == Reason::none)
     out_.append(R"(","reason":null)");
   else
-    out_.print(R"(","reason":"{}")", to_string(e.reason));
+    out_.print(R"(","reason":{})", json_string(reason_of(e)));
   if (e.state == PageState::resident) {
     if (addressable(e, page_size_)) {
       out_.append(R"(,"pa":")");
@@ -510,7 +536,8 @@ bool JsonResults::row(const Row& row) {
     out_.append(R"(,"pa":null,"pfn":null)");
   }
   // Most extents differ in what stands before this alone.
-  const bool plain = row.frame == nullptr && row.walk == nullptr && e.state != PageState::swapped;
+  const bool plain = row.frame == nullptr && row.walk == nullptr && e.state != PageState::swapped &&
+                     e.state != PageState::special && e.state != PageState::guard;
   const auto likeness = std::tuple{e.leaf_shift, e.bits, e.pte, e.backend};
   const auto known = std::ranges::find_if(tails_, [&](const Tail& t) { return t.of == likeness; });
   if (plain && known != tails_.end()) {
@@ -541,9 +568,10 @@ void JsonResults::tail(const Row& row) {
   } else {
     const FrameFacts& f = row.frame->facts;
     if ((f.known & FrameFacts::has_flags) != 0) {
-      out_.print(R"(,"frame":{{"flags":[{}],"raw":"{:#x}")", join_flags(f.flags, "\""), f.flags);
+      out_.print(R"(,"frame":{{"flags":[{}],"doubtful":[{}],"raw":"{:#x}")",
+                 join_flags(f.flags, "\""), join_flags(f.doubtful, "\""), f.raw());
     } else {
-      out_.append(R"(,"frame":{"flags":null,"raw":null)");
+      out_.append(R"(,"frame":{"flags":null,"doubtful":null,"raw":null)");
     }
     const auto number = [&](std::string_view key, bool known, std::uint64_t value) {
       if (known)
@@ -566,9 +594,27 @@ void JsonResults::tail(const Row& row) {
     out_.print(R"(,"swap":{{"type":{},"offset":{}}})", e.swap_type, e.swap_offset);
   else
     out_.append(R"(,"swap":{"type":null,"offset":null})");
+  entry(row);
   out_.append(R"(,"backend":")");
   out_.append(to_string(e.backend));
   out_.append("\"}");
+}
+
+/// What maps nothing and is no swap.
+void JsonResults::entry(const Row& row) {
+  const Extent& e = row.extent;
+  if (e.state != PageState::special && e.state != PageState::guard)
+    return out_.append(R"(,"entry":null)");
+  const std::string_view kind = entry_kind(e);
+  if (kind.empty())
+    out_.append(R"(,"entry":{"kind":null)");
+  else
+    out_.print(R"(,"entry":{{"kind":"{}")", kind);
+  if (names_frame(e))
+    out_.print(R"(,"pfn":"{:#x}","type":{})", e.pfn.value, e.swap_type);
+  else
+    out_.append(R"(,"pfn":null,"type":null)");
+  out_.print(R"(,"device":{}}})", row.device != nullptr ? json_string(*row.device) : "null");
 }
 
 void JsonResults::pte(const Row& row) {

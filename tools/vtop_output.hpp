@@ -35,6 +35,7 @@ struct Row {
   bool every_level = false;  ///< of the walk, and where its tables lie: --walk alone asks
   /// Translator::vm_ops(); null: not known, or not asked for.
   const std::string* vm_ops = nullptr;
+  const std::string* device = nullptr;  ///< of a device-private page; null: not told
 };
 
 enum class Column : std::uint8_t {
@@ -139,6 +140,7 @@ class JsonResults {
   void group(const Row& row);
   /// An extent's members from "leaf_size" on.
   void tail(const Row& row);
+  void entry(const Row& row);
   void pte(const Row& row);
   void newline();
   Output& out_;

@@ -177,6 +177,11 @@ class Vtop {
     if (inspector_.smaps_stalled()) messages_.error(smaps_stalled_text, smaps_stalled_hint);
   }
 
+  std::string leaf_hint() const {
+    const Error* const why = translator_.why_blind();
+    return why != nullptr ? to_string(*why) : "use --backend auto, bpf or kmod";
+  }
+
   int end(Status status) {
     if (listing_ && !odd_lines_.empty()) status = std::max(status, Status::unanswered);
     if (odd_lines_.size() > odd_lines_told)
@@ -189,9 +194,22 @@ class Vtop {
     }
     if (unseen_asked_)
       messages_.error("an address lies in a mapping that pagemap does not show", unseen_hint());
+    if (unreadable_asked_) {
+      messages_.error(
+          "the page table of an address could not be read",
+          "its memory is not known as RAM; ask again, or use --backend pagemap or kmod");
+    }
     if (changed_asked_)
       messages_.error("an address kept changing while it was read",
                       "stop the process (SIGSTOP), or try again");
+    if (leaf_untold_ && !options_.columns.empty() &&
+        std::ranges::find(columns_, Column::leaf) != columns_.end()) {
+      messages_.error("leaf sizes could not be told",
+                      process_.root().recorded()
+                          ? "the recording has no page tables"
+                          : "this kernel tells them by page tables alone: " + leaf_hint());
+      status = std::max(status, Status::unanswered);
+    }
     status = finish_output(out_, status, messages_);
     if (interrupted()) end_by_signal();
     return static_cast<int>(status);
@@ -221,6 +239,12 @@ class Vtop {
       hidden_seen_ = true;
       raise(Status::unanswered);
     }
+    if (row.extent.state == PageState::resident && row.extent.leaf_shift == 0) leaf_untold_ = true;
+    if (row.extent.reason == Reason::device_private && row.device == nullptr) {
+      Row with = row;
+      with.device = device_of(row.extent);
+      if (with.device != nullptr) return show(with, block);
+    }
     const bool more = json_ ? json_->row(row) : block ? table_.block(row) : table_.row(row);
     return more && !interrupted();
   }
@@ -228,7 +252,7 @@ class Vtop {
   /// Shows an extent whole, or page by page, or by runs of frames with equal facts.
   bool show_run(const Vma* vma, const Extent& answer) {
     const Extent extent = doubted(answer);
-    if (options_.frames && extent.state == PageState::resident) return show_frames(vma, extent);
+    if (options_.frames && has_frame(extent)) return show_frames(vma, extent);
     if (!options_.pages) return show({vma, extent, extent.va});
     return show_pages(vma, extent, nullptr);
   }
@@ -244,7 +268,7 @@ class Vtop {
     Extent part = run;
     part.va = run.va + offset;
     part.bytes = bytes;
-    if (run.state == PageState::resident)
+    if (has_frame(run))
       part.pfn = run.pfn + page_size_.pages(offset);
     else if (run.state == PageState::swapped && run.reason == Reason::none)
       part.swap_offset += page_size_.pages(offset);
@@ -255,6 +279,25 @@ class Vtop {
   }
 
   // ---- frame facts
+
+  /// One that is mapped, or that an entry names.
+  static bool has_frame(const Extent& extent) {
+    return extent.state == PageState::resident || names_frame(extent);
+  }
+
+  /// The device in whose memory a device-private page lies; null where it is not told.
+  const std::string* device_of(const Extent& extent) {
+    if (extent.reason != Reason::device_private) return nullptr;
+    if (!device_regions_asked_) {
+      device_regions_asked_ = true;
+      if (auto iomem = Iomem::read(process_.root())) device_regions_ = std::move(*iomem);
+    }
+    if (!device_regions_) return nullptr;
+    const PhysAddr first = page_size_.address(extent.pfn);
+    const IomemRegion* const region = device_regions_->find(first);
+    const bool whole = device_regions_->run_end(first) >= first + extent.bytes;
+    return region != nullptr && whole ? &region->name : nullptr;
+  }
 
   void open_frames() {
     if (auto reader = FrameReader::open(process_.root()))
@@ -408,7 +451,9 @@ class Vtop {
       if (const auto doubt = not_user_address(process_.root(), asked, text))
         return fail(fmt::format("{}: {}", text, doubt->reason), doubt->hint);
     }
-    unseen_asked_ = unseen_asked_ || extent.state == PageState::unseen;
+    const bool unreadable = extent.reason == Reason::table_unreadable;
+    unreadable_asked_ = unreadable_asked_ || unreadable;
+    unseen_asked_ = unseen_asked_ || (extent.state == PageState::unseen && !unreadable);
     gate_asked_ = gate_asked_ || extent.reason == Reason::gate_vma;
     changed_asked_ = changed_asked_ || extent.state == PageState::changed;
     raise(status_of(extent.state));
@@ -424,7 +469,7 @@ class Vtop {
                   .walk = walk ? &*walk : nullptr,
                   .every_level = options_.walk,
                   .vm_ops = vm_ops ? &*vm_ops : nullptr};
-    if (options_.frames && extent.state == PageState::resident)
+    if (options_.frames && has_frame(extent))
       show_one_frame(row, block);
     else
       show(row, block && !json_);
@@ -791,6 +836,8 @@ class Vtop {
   std::optional<JsonResults> json_;
   std::optional<FrameReader> frames_;
   std::optional<Iomem> iomem_;
+  std::optional<Iomem> device_regions_;
+  bool device_regions_asked_ = false;
   std::optional<NumaMap> numa_;
   PfnAccess access_ = PfnAccess::unknown;
   Status status_ = Status::good;
@@ -802,6 +849,8 @@ class Vtop {
   bool headed_ = false;
   bool hidden_seen_ = false;
   bool unseen_asked_ = false;
+  bool unreadable_asked_ = false;
+  bool leaf_untold_ = false;
   bool gate_asked_ = false;
   bool changed_asked_ = false;
 };

@@ -63,7 +63,7 @@ class Decoder {
       const unsigned root = format_.levels - 1U;
       const vmem_record* const table = find(root, 0);
       if (table == nullptr || table->status != vmem_copied) {
-        if (!changed(range)) return false;
+        if (!(table != nullptr ? not_copied(*table, range) : changed(range))) return false;
       } else if (!decode_table(*table, range, {})) {
         return false;
       }
@@ -83,6 +83,16 @@ class Decoder {
     return out_.add({.va = range.start,
                      .bytes = range.bytes(),
                      .state = PageState::changed,
+                     .backend = Backend::bpf});
+  }
+
+  /// What a table would have told that there is no copy of.
+  bool not_copied(const vmem_record& table, VaRange range) {
+    if (table.status != vmem_unreadable) return changed(range);
+    return out_.add({.va = range.start,
+                     .bytes = range.bytes(),
+                     .state = PageState::unseen,
+                     .reason = Reason::table_unreadable,
                      .backend = Backend::bpf});
   }
 
@@ -134,7 +144,7 @@ class Decoder {
             [&](const Extent& run) { return add_part(run, part); },
             [&](VirtAddr, std::uint64_t) { return changed(part); });
       default:
-        return changed(part);
+        return not_copied(*below, part);
     }
   }
 

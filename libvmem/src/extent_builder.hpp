@@ -9,14 +9,14 @@ namespace vmem {
 /// How far the frame or swap slot moves from one page to the next; 0 where a state has
 /// neither.
 constexpr std::uint64_t step_of(const Extent& run) {
-  const bool numbered = run.state == PageState::resident ||
+  const bool numbered = run.state == PageState::resident || names_frame(run) ||
                         (run.state == PageState::swapped && run.reason == Reason::none);
   return numbered ? 1 : 0;
 }
 
 /// The number that step_of() counts.
 constexpr std::uint64_t number_of(const Extent& run) {
-  return run.state == PageState::resident ? run.pfn.value : run.swap_offset;
+  return run.state == PageState::resident || names_frame(run) ? run.pfn.value : run.swap_offset;
 }
 
 /// `next` goes on where `run` ends, in every respect that is known: a leaf size that is
@@ -103,7 +103,7 @@ constexpr Extent cut_front(Extent& run, std::uint64_t bytes, PageSize page_size)
   run.va = run.va + bytes;
   run.bytes -= bytes;
   const std::uint64_t pages = step_of(run) * page_size.pages(bytes);
-  if (run.state == PageState::resident)
+  if (run.state == PageState::resident || names_frame(run))
     run.pfn = run.pfn + pages;
   else
     run.swap_offset += pages;

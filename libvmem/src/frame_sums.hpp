@@ -135,6 +135,7 @@ class FlagSums {
     }
     sums.framed += known_ * page_size_.bytes();
     if (missing_) sums.unknown |= unknown_sum::frames;
+    if (ksm_doubtful_) sums.unknown |= unknown_sum::ksm;
   }
 
  private:
@@ -148,6 +149,7 @@ class FlagSums {
       return;
     }
     known_ += frames;
+    if (facts.doubtful != 0) ksm_doubtful_ = true;  // no other flag ever is
     // Few flags are set together in many ways: these are told apart at the end.
     Like& like = like_[facts.flags * 0x9e3779b97f4a7c15 >> 59];
     if (like.flags != facts.flags) {
@@ -260,6 +262,7 @@ class FlagSums {
   std::array<std::uint64_t, 64> folios_{};
   std::uint64_t known_ = 0;
   bool missing_ = false;
+  bool ksm_doubtful_ = false;
   FrameSpan open_;  ///< the folio that may go on; no frames: none
   std::uint64_t mapped_ = 0;
   bool headless_ = false;  ///< began before the span

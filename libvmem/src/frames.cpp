@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "vmem/frames.hpp"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <array>
 #include <optional>
@@ -9,6 +11,7 @@
 
 #include "errors.hpp"
 #include "kernel_release.hpp"
+#include "pagemap_bits.hpp"
 
 namespace vmem {
 namespace {
@@ -44,6 +47,89 @@ constexpr std::array<Source, 3> sources = {{
     {"proc/kpagecgroup", FrameFacts::has_memcg, &FrameFacts::memcg_inode},
 }};
 
+constexpr std::uint64_t kpf(unsigned bit) { return std::uint64_t{1} << bit; }
+constexpr std::uint64_t kpf_anon = kpf(12), kpf_ksm = kpf(21);
+/// The kernel's own memory, by types that exclude each other and a process's (include/linux/
+/// page-flags.h, PGTY_*): what stands in their `mapping` is no mapping.
+constexpr std::uint64_t kernel_memory = kpf(7) | kpf(10) | kpf(23) | kpf(26);
+/// Only single pages are merged: compound_head, compound_tail, huge, thp.
+constexpr std::uint64_t large = kpf(15) | kpf(16) | kpf(17) | kpf(22);
+
+/// Whether the kernel says "ksm" of a page that it cannot have merged: one that was written just
+/// now. Empty: that could not be tried.
+std::optional<bool> fresh_page_is_ksm(const SysRoot& root, const Fd& kpageflags) {
+  if (root.pfn_access() != PfnAccess::full) return {};
+  const auto self = root.self();
+  if (!self) return {};
+  const auto pagemap = self->open_file("pagemap");
+  if (!pagemap) return {};
+  const PageSize page_size = root.page_size();
+  void* const page =
+      mmap(nullptr, page_size.bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (page == MAP_FAILED) return {};
+  *static_cast<volatile char*>(page) = 1;
+  const auto at = page_size.pages(reinterpret_cast<std::uintptr_t>(page)) * 8;
+  const auto word = [](const Fd& file, std::uint64_t offset) -> std::uint64_t {
+    std::uint64_t value = 0;
+    const auto got = read_at(file, &value, sizeof value, offset);
+    return got && *got == sizeof value ? value : 0;
+  };
+  const std::uint64_t before = word(*pagemap, at);
+  const std::uint64_t flags = word(kpageflags, pagemap::pfn(before).value * 8);
+  const bool same = pagemap::present(before) && before == word(*pagemap, at);
+  munmap(page, page_size.bytes());
+  if (!same || (flags & kpf_anon) == 0) return {};
+  return (flags & kpf_ksm) != 0;
+}
+
+/// Whether no page was ever merged: ksmd does not run and has looked at none (6.8). Its count
+/// leaves out what a pass over all memory ends with, which counts as a full scan.
+bool never_merged(const SysRoot& root) {
+  for (const char* const file : {"sys/kernel/mm/ksm/run", "sys/kernel/mm/ksm/pages_scanned",
+                                 "sys/kernel/mm/ksm/full_scans"}) {
+    const auto text = root.read_file(file, 4096);
+    if (!text || *text != "0\n") return false;
+  }
+  return true;
+}
+
+/// What is to be believed of the flags "anon" and "ksm".
+class Doubts {
+ public:
+  explicit Doubts(const SysRoot& root) : root_(root) {}
+
+  void judge(FrameFacts& facts, const Fd& kpageflags) {
+    constexpr std::uint64_t both = kpf_anon | kpf_ksm;
+    if ((facts.flags & both) == 0) return;
+    std::uint64_t untrue = 0, unsure = 0;
+    if ((facts.flags & kernel_memory) != 0)
+      untrue = facts.flags & both;
+    else if ((facts.flags & kpf_ksm) != 0 && says_it_of_all(kpageflags))
+      ((facts.flags & large) != 0 || nothing_merged() ? untrue : unsure) = kpf_ksm;
+    facts.flags &= ~(untrue | unsure);
+    facts.disproved = untrue;
+    facts.doubtful = unsure;
+  }
+
+ private:
+  bool says_it_of_all(const Fd& kpageflags) {
+    if (!says_it_of_all_) {
+      std::optional<bool> tried;
+      if (!root_.recorded()) tried = fresh_page_is_ksm(root_, kpageflags);
+      says_it_of_all_ = tried.value_or(!tells_ksm(root_.kernel_release()));
+    }
+    return *says_it_of_all_;
+  }
+  bool nothing_merged() {
+    if (!nothing_merged_) nothing_merged_ = never_merged(root_);
+    return *nothing_merged_;
+  }
+
+  SysRoot root_;
+  std::optional<bool> says_it_of_all_;
+  std::optional<bool> nothing_merged_;
+};
+
 }  // namespace
 
 bool tells_ksm(std::string_view kernel_release) {
@@ -65,6 +151,8 @@ std::vector<std::string> frame_flag_names(std::uint64_t flags) {
 }
 
 struct FrameReader::State {
+  explicit State(const SysRoot& root) : doubts(root) {}
+  Doubts doubts;
   std::array<Fd, sources.size()> files;
   std::array<std::array<std::uint64_t, batch>, sources.size()> values;
   std::array<std::size_t, sources.size()> counts;  ///< values there are; the rest is past the end
@@ -76,7 +164,7 @@ FrameReader& FrameReader::operator=(FrameReader&&) noexcept = default;
 FrameReader::~FrameReader() = default;
 
 Result<FrameReader> FrameReader::open(const SysRoot& root, std::uint8_t wanted) {
-  auto state = std::make_unique<State>();
+  auto state = std::make_unique<State>(root);
   std::optional<Error> first_error;
   bool any = false;
   for (std::size_t i = 0; i < sources.size(); ++i) {
@@ -131,6 +219,7 @@ Result<void> FrameReader::read(Pfn first, std::uint64_t frames,
         while (like < end && s.values[i][like] == value) ++like;
         end = like;
       }
+      s.doubts.judge(here, s.files[0]);
       if (run != 0 && here != facts) {
         if (!sink(run_start, run, facts)) return {};
         run_start = run_start + run;

@@ -315,9 +315,29 @@ bool swap_fields(const Format& f, std::uint64_t raw, x86::Swap& swap) {
   return swap.type <= pagemap::marker_type;
 }
 
+/// An entry that names a frame may keep the young and dirty bits of a migrating page right above it
+/// (SWP_MIG_YOUNG_BIT in include/linux/swapops.h, Linux 6.1), which pagemap leaves out. False
+/// where these cannot be told from the frame: arm64 with 64K pages has it of 32 or 36 bits
+/// (CONFIG_ARM64_PA_BITS), and no machine known needs more than 32.
+bool take_frame(const Format& f, std::uint64_t& offset) {
+  unsigned frame_bits = 0;
+  if (is_x86(f))
+    frame_bits = f.levels == 5 ? 40 : 34;  // MAX_PHYSMEM_BITS - PAGE_SHIFT
+  else if (f.page_shift == 16)
+    return offset < bit(32);
+  else
+    frame_bits = (f.lpa2 ? 52U : 48U) - f.page_shift;
+  offset &= bit(frame_bits) - 1;
+  return true;
+}
+
 void decode_swap(const Format& f, std::uint64_t raw, Entry& e) {
   x86::Swap swap{};
   if (!swap_fields(f, raw, swap)) return unknown_entry(e);
+  if (swap.type >= pagemap::first_special_type && swap.type != pagemap::marker_type &&
+      !take_frame(f, swap.offset)) {
+    return unknown_entry(e);
+  }
   pagemap::Decoded d;
   pagemap::decode_swap(swap.type, swap.offset, d);
   e.state = d.state;
@@ -348,6 +368,8 @@ Extent extent_of(const Format& f, unsigned level, VirtAddr va, const Entry& entr
     run.pfn = {entry.value >> f.page_shift};
     run.leaf_shift = static_cast<std::uint8_t>(f.shift(level));
     run.pte = limited(entry.pte, above);
+  } else if (names_frame(run)) {
+    run.pfn = {entry.value};
   } else {
     run.swap_offset = entry.value;
   }

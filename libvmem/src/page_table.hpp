@@ -73,7 +73,8 @@ struct Entry {
   std::uint8_t bits = 0;  ///< page_bit::soft_dirty, uffd_wp
   std::uint8_t swap_type = 0;
   std::uint16_t pte = 0;  ///< pte_bit; of this level alone
-  std::uint64_t value = 0;  ///< table, leaf: physical address in bytes; swap: offset in pages
+  /// Table, leaf: physical address in bytes; swap: offset in pages, or the frame that it names
+  std::uint64_t value = 0;
 };
 
 /// `level` is 0 for PTEs. A swap entry follows the rules of pagemap_decode.hpp for what its

@@ -24,7 +24,7 @@ struct Decoded {
   Reason reason = Reason::none;
   std::uint8_t bits = 0;
   std::uint8_t swap_type = 0;
-  std::uint64_t value = 0;  ///< PFN or swap offset
+  std::uint64_t value = 0;  ///< PFN, swap offset, or the frame that an entry names
 };
 
 /// What a swap entry means, wherever it stands: in pagemap or in a page table.
@@ -40,7 +40,10 @@ constexpr void decode_swap(std::uint8_t type, std::uint64_t offset, Decoded& d) 
       d.reason = Reason::other_marker;
   } else if (type >= first_special_type) {
     d.state = PageState::special;
-    d.reason = Reason::migration_or_device;
+    d.reason = offset < pfn_end ? Reason::migration_or_device : Reason::unknown_entry;
+    if (offset >= pfn_end) return;
+    d.swap_type = type;
+    d.value = offset;
   } else {
     d.state = PageState::swapped;
     d.swap_type = type;

@@ -272,7 +272,8 @@ void PagemapReader::decode_runs(VirtAddr va, std::size_t first, std::size_t coun
     const pagemap::Decoded d = pagemap::decode(entry, proven_);
     Extent run{.va = va + (i << page_size_.shift()), .state = d.state, .reason = d.reason};
     const bool resident = d.state == PageState::resident;
-    if (resident)
+    const bool frame = resident || names_frame(run);
+    if (frame)
       run.pfn = {d.value};
     else
       run.swap_offset = d.value;
@@ -286,7 +287,10 @@ void PagemapReader::decode_runs(VirtAddr va, std::size_t first, std::size_t coun
     // overflow into the flags (a recorded file can hold anything).
     const std::uint64_t number_step = step_of(run);
     const std::uint64_t step = resident ? number_step : number_step << 5;
-    const std::uint64_t last = resident ? pagemap::pfn_end - 1 : pagemap::pfn_mask;
+    const std::uint64_t last_frame = pagemap::pfn_end - 1;
+    const std::uint64_t last = resident ? last_frame
+                               : frame  ? (last_frame << 5) | pagemap::swap_type(entry)
+                                        : pagemap::pfn_mask;
     const std::uint64_t room =
         step == 0 ? count : ((last - (entry & pagemap::pfn_mask)) / step) + 1;
     const std::size_t limit = i + std::min<std::uint64_t>(count - i, room);

@@ -107,12 +107,13 @@ const char* add_state(std::string_view what, std::uint64_t pages, bool proven, E
   run.reason = page.reason;
   run.bits = page.state == PageState::absent ? 0 : page.bits;
   run.swap_type = page.swap_type;
-  if (run.state == PageState::resident)
+  const bool frame = run.state == PageState::resident || names_frame(run);
+  if (frame)
     run.pfn = {page.value};
   else
     run.swap_offset = page.value;
   constexpr std::uint64_t swap_end = (pagemap::pfn_mask >> 5) + 1;
-  const std::uint64_t end = run.state == PageState::resident ? pagemap::pfn_end : swap_end;
+  const std::uint64_t end = frame ? pagemap::pfn_end : swap_end;
   if (step_of(run) != 0 && pages > end - page.value) return "numbers that grow too large";
   return nullptr;
 }

@@ -325,11 +325,7 @@ class Auditor {
         add(audit, AuditFindingKind::not_registrable, Severity::error, "guard page", evidence);
         break;
       case PageState::special:
-        if (extent.reason == Reason::poison_marker)
-          add(audit, AuditFindingKind::hwpoison, Severity::error, "poison marker", evidence);
-        else
-          add(audit, AuditFindingKind::special_entry, Severity::unknown, to_string(extent.reason),
-              evidence);
+        special(audit, extent, evidence);
         break;
       case PageState::hidden:
         audit.resident_bytes += part.bytes();
@@ -351,6 +347,17 @@ class Auditor {
         add(audit, AuditFindingKind::changed, Severity::unknown, "", evidence);
         break;
     }
+  }
+
+  void special(Audit& audit, const Extent& extent, Evidence evidence) const {
+    if (names_frame(extent)) evidence.pfn = extent.pfn + page_size_.pages(evidence.va - extent.va);
+    if (extent.reason == Reason::poison_marker)
+      add(audit, AuditFindingKind::hwpoison, Severity::error, "poison marker", evidence);
+    else if (extent.reason == Reason::poison)
+      add(audit, AuditFindingKind::hwpoison, Severity::error, "poison entry", evidence);
+    else
+      add(audit, AuditFindingKind::special_entry, Severity::unknown, to_string(extent.reason),
+          evidence);
   }
 
   void resident(Open& o, const Extent& extent, VaRange part) {
@@ -493,15 +500,15 @@ class Auditor {
     if (!flags_) return unknown();
     if (by_leaf) {
       bool known = true;
-      auto read = leaf_sharing_.read(
-          *flags_, pfn, frames, leaf_frames(extent, page_size_), exclusive,
-          [&](Pfn first, std::uint64_t run, const FrameFacts& facts, bool once) {
-            // A record may lack the counts; then the bit has to do.
-            if ((facts.known & FrameFacts::has_flags) == 0)
-              known = false;
-            else
-              judge_flags(o, facts.flags, !once, evidence_of(part, pfn, first, run));
-          });
+      auto read =
+          leaf_sharing_.read(*flags_, pfn, frames, leaf_frames(extent, page_size_), exclusive,
+                             [&](Pfn first, std::uint64_t run, const FrameFacts& facts, bool once) {
+                               // A record may lack the counts; then the bit has to do.
+                               if ((facts.known & FrameFacts::has_flags) == 0)
+                                 known = false;
+                               else
+                                 judge_flags(o, facts, !once, evidence_of(part, pfn, first, run));
+                             });
       return !read || !known ? unknown() : void();
     }
     const std::uint64_t step = stride(extent, by_mapcount);
@@ -523,7 +530,7 @@ class Auditor {
             }
             const bool move =
                 moves || (by_mapcount && ((facts.flags & kpf_anon) == 0 || facts.mapcount != 1));
-            judge_flags(o, facts.flags, move, evidence_of(part, pfn, from, of));
+            judge_flags(o, facts, move, evidence_of(part, pfn, from, of));
             return true;
           });
       if (!read || !known) return unknown();
@@ -531,10 +538,14 @@ class Auditor {
     }
   }
 
-  void judge_flags(Open& o, std::uint64_t flags, bool moves, const Evidence& evidence) const {
-    // A live kernel merges mergeable memory only, whatever kpageflags says.
-    if ((!recorded_ || rules_.all_anon_is_ksm) && view_.flags_known && !view_.mergeable)
-      flags &= ~kpf_ksm;
+  void judge_flags(Open& o, const FrameFacts& facts, bool moves, const Evidence& evidence) const {
+    std::uint64_t flags = facts.flags;
+    // A kernel merges mergeable memory only, whatever kpageflags says.
+    const bool never_merged = view_.flags_known && !view_.mergeable;
+    if (!recorded_ && never_merged) flags &= ~kpf_ksm;
+    if ((facts.doubtful & kpf_ksm) != 0 && !never_merged)
+      add(*o.audit, AuditFindingKind::frames_unknown, Severity::unknown, "kpageflags ksm",
+          evidence);
     if ((flags & kpf_hwpoison) != 0)
       add(*o.audit, AuditFindingKind::hwpoison, Severity::error, "kpageflags hwpoison", evidence);
     if (!moves && (flags & (kpf_ksm | kpf_zero_page)) == 0) return;

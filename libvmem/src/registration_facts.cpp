@@ -124,7 +124,6 @@ VmaView view_of(const Vma& vma, VmaInspector& inspector) {
 PinRules::PinRules(const std::string& release) {
   const auto kernel = kernel_number(release);
   if (!kernel) return;
-  all_anon_is_ksm = !tells_ksm(release);
   const bool vendor = release.find(".el") != std::string::npos;
   if (!vendor || *kernel >= 605) refuses_files = *kernel >= 605;
   if (!vendor || *kernel >= 602) always_writes = *kernel < 602;
@@ -362,8 +361,10 @@ KindText text_of(AuditFindingKind kind) {
     case AuditFindingKind::zero_page:
       return {"zero-page", "write to the pages before registering: reading maps the zero page"};
     case AuditFindingKind::hwpoison:
-      return {"hwpoison",
-              "the frame has a hardware error: stop using the memory, replace the DIMM"};
+      return {
+          "hwpoison",
+          "the page is lost: unmap it (munmap(), or map anew over it) and register what is left; "
+          "the frame has a memory error: replace the DIMM"};
     case AuditFindingKind::spans_nodes:
       return {"spans-nodes", "bind the memory to one node (mbind(), numactl --membind)"};
     case AuditFindingKind::remote_node:
@@ -394,13 +395,16 @@ KindText text_of(AuditFindingKind kind) {
     case AuditFindingKind::changed:
       return {"changed", "stop the process, or ask again"};
     case AuditFindingKind::special_entry:
-      return {"special-entry", "the page is being migrated or belongs to a device: ask again"};
+      return {"special-entry",
+              "a page that is being migrated: ask again; one that lies in a device's memory comes "
+              "back when the process touches it"};
     case AuditFindingKind::flags_unknown:
       return {"flags-unknown", "reading smaps takes CAP_SYS_PTRACE: run as root"};
     case AuditFindingKind::frames_unknown:
-      return {"frames-unknown",
-              "/proc/kpageflags was not shown: it takes CAP_DAC_READ_SEARCH, or a recording that "
-              "has it"};
+      return {
+          "frames-unknown",
+          "/proc/kpageflags was not shown (it takes CAP_DAC_READ_SEARCH, or a recording that has "
+          "it), or says ksm of all anonymous memory, as Linux 6.10 to 6.16 do"};
     case AuditFindingKind::file_unknown:
       return {"file-unknown",
               "the size of a mapped file takes CAP_SYS_ADMIN, and a live process; its file system, "

@@ -44,8 +44,6 @@ VmaView view_of(const Vma& vma, VmaInspector& inspector);
 struct PinRules {
   std::optional<bool> refuses_files;  ///< writable_file_mapping_allowed(), 6.5
   std::optional<bool> always_writes;  ///< ib_umem_get() writes by force even to read, until 6.2
-  /// kpageflags says KSM of all anonymous memory: see tells_ksm().
-  bool all_anon_is_ksm = false;
 
   explicit PinRules(const std::string& release);
 };

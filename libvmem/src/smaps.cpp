@@ -93,6 +93,8 @@ struct SmapsReader::State {
       if (PageSize::valid(bytes)) next->kernel_page_size = PageSize{bytes};
     } else if (key == "Private_Clean" || key == "Private_Dirty") {
       next->uss = next->uss.value_or(0) + bytes;
+    } else if (key == "AnonHugePages" || key == "ShmemPmdMapped" || key == "FilePmdMapped") {
+      next->pmd_mapped = next->pmd_mapped.value_or(0) + bytes;
     } else if (key == "THPeligible") {
       next->thp_eligible = kib != 0;
     } else {

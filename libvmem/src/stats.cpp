@@ -122,7 +122,6 @@ struct StatsReader::State {
   PageSize page_size;
   bool recorded = false;
   bool swap_used = false;
-  bool tells_ksm = true;
   bool exact_counts = false;
   std::optional<FrameReader> counts;
   std::array<std::optional<FrameReader>, 2> flags;
@@ -169,6 +168,7 @@ class Summing {
     if (swap_elsewhere()) sums_.unknown |= unknown_sum::swap;
     sums_.unknown |= unknown_sum::smaps;
     if ((sums_.unknown & wanted_from_smaps()) != 0) ask_smaps();
+    if (sums_.leaf.at(0) != 0) ask_smaps_for_leaves();
     const NumaMapsEntry* policy = nullptr;
     if (sums_.changed == 0 && (state_.options.policy || !sums_.known(unknown_sum::nodes)))
       policy = numa_maps_.find(vma_.range.start);
@@ -315,6 +315,28 @@ class Summing {
                     (sums_.unknown & (unknown_sum::rss | unknown_sum::hugetlb));
   }
 
+  /// Of pages whose leaves nobody tells apart, the sum by size: what is mapped by a PMD leaf stands
+  /// in smaps, all else is base pages. That holds only if all that is mapped is in the kernel's
+  /// count: the huge zero page and a device's memory (DAX) are in neither.
+  void ask_smaps_for_leaves() {
+    if (hugetlb_ || device_ || classification_.kind == VmaKind::dax) return;
+    if (!sums_.known(unknown_sum::rss) || sums_.rss != sums_.mapped()) return;
+    const auto entry = inspector_.smaps(vma_);
+    if (!entry || !entry->pmd_mapped || !entry->rss || *entry->rss != sums_.rss) return;
+    const unsigned pmd = page_size_.next_level().shift();
+    const std::uint64_t untold = sums_.leaf.at(0);
+    const std::uint64_t told = sums_.leaf.at(pmd);
+    if (*entry->pmd_mapped < told || *entry->pmd_mapped - told > untold) return;
+    const std::uint64_t huge = *entry->pmd_mapped - told;
+    Tally leaf;
+    for (const auto& [shift, bytes] : sums_.leaf.entries()) {
+      if (shift != 0) leaf.add(shift, bytes);
+    }
+    if (huge != 0) leaf.add(pmd, huge);
+    if (huge != untold) leaf.add(page_size_.shift(), untold - huge);
+    sums_.leaf = std::move(leaf);
+  }
+
   void add(const Extent& extent) {
     if (seen_.empty()) seen_.start = extent.va;
     seen_.end = extent.end();
@@ -336,7 +358,7 @@ class Summing {
         return;
       case PageState::special:
         sums_.special += extent.bytes;
-        if (extent.reason != Reason::migration_or_device) return;
+        if (!names_frame(extent)) return;
         // The page behind such an entry is counted where it is one of memory.
         if (hugetlb_) {
           sums_.hugetlb += extent.bytes;
@@ -351,6 +373,8 @@ class Summing {
       case PageState::unseen:
         sums_.unseen += extent.bytes;
         if (extent.reason == Reason::gate_vma) return;
+        // Anything may be there.
+        if (extent.reason == Reason::table_unreadable) sums_.unknown |= unknown_sum::all;
         if (device_)
           sums_.unknown |= unknown_sum::device | unknown_sum::extents | unknown_sum::leaf;
         return;
@@ -655,7 +679,6 @@ class Summing {
       FlagSums sums{page_size_};
       auto read = sums.read(*state_.flags[0], span);
       sums.deliver(sums_);
-      if (!state_.tells_ksm) sums_.unknown |= unknown_sum::ksm;
       return read;
     }
     return runs_.full() ? flush_flags() : Result<void>{};
@@ -679,7 +702,6 @@ class Summing {
       read = sums.read(*state_.flags[0], runs_);
     }
     sums.deliver(sums_);
-    if (!state_.tells_ksm) sums_.unknown |= unknown_sum::ksm;
     runs_.clear();
     return read;
   }
@@ -734,9 +756,7 @@ StatsReader StatsReader::open(const SysRoot& root, const StatsOptions& options) 
   state->options = options;
   state->page_size = root.page_size();
   state->swap_used = swap_in_use(root);
-  const std::string release = root.kernel_release();
-  state->exact_counts = exact_counts(release);
-  state->tells_ksm = tells_ksm(release);
+  state->exact_counts = exact_counts(root.kernel_release());
   if (auto counts = FrameReader::open(root, FrameFacts::has_mapcount))
     state->counts.emplace(std::move(*counts));
   if (options.frames) {

@@ -8,8 +8,10 @@
 #include <vector>
 
 #include "device_paths.hpp"
+#include "entry_kinds.hpp"
 #include "errors.hpp"
 #include "extent_builder.hpp"
+#include "leaf_sizes.hpp"
 #include "vma_query.hpp"
 #include "vmem/pages.hpp"
 
@@ -328,6 +330,16 @@ class Walk {
         if (Translator* const tables = fallback_.page_tables())
           return read_again({extent.va, extent.end()}, *tables);
       }
+      if (live_ && lacks_leaf_size(extent)) {
+        tables_open_ = true;
+        if (Translator* const tables = fallback_.page_tables()) {
+          with_leaf_sizes(*tables, extent, page_size_, [&](const Extent& part) {
+            emit(vma, part, backend_);
+            return open_;
+          });
+          return {};
+        }
+      }
     }
     emit(vma, extent, backend_);
     return {};
@@ -393,7 +405,10 @@ class Walk {
     if (!open_) return;
     extent.backend = source;
     cursor_ = extent.end();
-    open_ = sink_(&vma, extent);
+    if (extent.reason == Reason::migration_or_device)
+      entries_.tell(extent, [&](const Extent& part) { return open_ = sink_(&vma, part); });
+    else
+      open_ = sink_(&vma, extent);
   }
 
   void emit_gap(VirtAddr end, std::uint64_t tail = 0) {
@@ -426,6 +441,7 @@ class Walk {
   const bool sighted_;  ///< translator_ is blind to nothing
   VmaInspector& inspector_;
   Finisher finisher_;
+  EntryKinds entries_{process_.root()};
   const PageSize page_size_;
   const VaRange range_;
   /// The last page of all, whose end 64 bits do not hold: it is never mapped, and told as
@@ -513,6 +529,15 @@ Result<Translation> translate(const Process& process, Translator& translator,
             *vma, {page, page + page_size.bytes()}, extent);
       }
       extent.backend = source->backend();
+      if (!process.root().recorded() && !source->sees_pfnmap() && lacks_leaf_size(extent)) {
+        const Extent read = extent;
+        if (Translator* const tables = translator.page_tables()) {
+          with_leaf_sizes(*tables, read, page_size, [&](const Extent& told) {
+            extent = told;
+            return true;
+          });
+        }
+      }
       if (!blind(extent) || source->sees_pfnmap()) break;
       Translator* const tables = translator.page_tables();
       if (tables == nullptr) break;
@@ -525,6 +550,13 @@ Result<Translation> translate(const Process& process, Translator& translator,
       if (auto alive = process.check_alive(); !alive) {
         return std::unexpected(std::move(alive.error()));
       }
+    }
+    if (extent.reason == Reason::migration_or_device) {
+      const Extent read = extent;
+      EntryKinds{process.root()}.tell(read, [&](const Extent& told) {
+        extent = told;
+        return true;
+      });
     }
     return Translation{std::move(vma), extent};
   }
@@ -645,6 +677,18 @@ std::string_view to_string(Reason reason) {
       return "the VMA was remapped while it was read";
     case Reason::unknown_entry:
       return "page-table entry of an unknown form";
+    case Reason::poison:
+      return "poison: lost to a memory error";
+    case Reason::migration:
+      return "migration entry";
+    case Reason::device_private:
+      return "device-private entry";
+    case Reason::device_exclusive:
+      return "device-exclusive entry";
+    case Reason::migration_or_exclusive:
+      return "migration or device-exclusive entry";
+    case Reason::table_unreadable:
+      return "the page table could not be read";
   }
   return "";
 }

@@ -372,10 +372,11 @@ class Judge {
   }
 
   void special(const Extent& extent) {
-    if (extent.reason == Reason::uffd_wp_marker || extent.reason == Reason::poison_marker)
-      hole(extent, std::string(to_string(extent.reason)));
+    if (extent.reason == Reason::uffd_wp_marker || extent.reason == Reason::poison_marker ||
+        extent.reason == Reason::poison)
+      hole(extent, reason_of(extent));
     else
-      not_seen(FindingKind::unseen, extent, std::string(to_string(extent.reason)));
+      not_seen(FindingKind::unseen, extent, reason_of(extent));
   }
 
   void hole(Extent extent, const std::string& detail) {

@@ -53,7 +53,7 @@ Extent from(const Extent& e, std::uint64_t va) {
   const std::uint64_t pages = (va - e.va.value) / base_page;
   rest.va = {va};
   rest.bytes -= va - e.va.value;
-  if (e.state == PageState::resident) rest.pfn = e.pfn + pages;
+  if (e.state == PageState::resident || names_frame(e)) rest.pfn = e.pfn + pages;
   if (e.state == PageState::swapped) rest.swap_offset += pages;
   return rest;
 }

@@ -256,6 +256,7 @@ inline bool mergeable(const Extent& a, const Extent& b) {
   }
   const std::uint64_t pages = a.bytes / base_page;
   if (a.state == PageState::resident) return a.pfn.value + pages == b.pfn.value;
+  if (names_frame(a)) return a.swap_type == b.swap_type && a.pfn.value + pages == b.pfn.value;
   if (a.state == PageState::swapped) {
     return a.swap_type == b.swap_type && a.swap_offset + pages == b.swap_offset;
   }

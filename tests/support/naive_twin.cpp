@@ -29,19 +29,19 @@ std::string text_of(const TwinPage& page) {
 }
 
 bool counts(const Extent& e) {
-  return e.state == PageState::resident ||
+  return e.state == PageState::resident || names_frame(e) ||
          (e.state == PageState::swapped && e.reason == Reason::none);
 }
 
 std::uint64_t number_of(const Extent& e) {
-  return e.state == PageState::resident ? e.pfn.value : e.swap_offset;
+  return e.state == PageState::resident || names_frame(e) ? e.pfn.value : e.swap_offset;
 }
 
 /// Whether two neighbours should have been one: the rule in pages.hpp.
 bool should_be_one(const Extent& a, const Extent& b, std::uint64_t page_size) {
   return a.va.value + a.bytes == b.va.value && a.state == b.state && a.reason == b.reason &&
          a.leaf_shift == b.leaf_shift && a.bits == b.bits &&
-         (a.state != PageState::swapped || a.swap_type == b.swap_type) &&
+         ((a.state != PageState::swapped && !names_frame(a)) || a.swap_type == b.swap_type) &&
          (!counts(a) || number_of(a) + a.bytes / page_size == number_of(b));
 }
 
@@ -72,7 +72,9 @@ TwinPage twin_decode(std::uint64_t entry, bool proven) {
                                 : Reason::other_marker;
   } else if (bit(entry, 62) && type >= 23) {
     page.state = PageState::special;
-    page.reason = Reason::migration_or_device;
+    page.reason = offset >> 48 == 0 ? Reason::migration_or_device : Reason::unknown_entry;
+    if (offset >> 48 == 0) page.number = offset;
+    if (offset >> 48 == 0) page.swap_type = static_cast<std::uint8_t>(type);
   } else if (bit(entry, 62)) {
     page.state = PageState::swapped;
     page.number = offset;
@@ -160,7 +162,11 @@ std::string NaiveTwin::compare(const Extent& extent, std::uint64_t va, const Twi
                       ", the twin sees " + text_of(page));
   };
   if (extent.state != page.state) return wrong("state");
-  if (extent.reason != page.reason) return wrong("reason");
+  // What the frame tells of the entry is not the twin's matter.
+  const bool refined = page.reason == Reason::migration_or_device &&
+                       (names_frame(extent) || extent.reason == Reason::uffd_wp_marker ||
+                        extent.reason == Reason::other_marker);
+  if (extent.reason != page.reason && !refined) return wrong("reason");
   if (extent.bits != page.bits) return wrong("bits");
   if (counts(extent) && number_of(extent) + index != page.number) return wrong("number");
   if (extent.state == PageState::swapped && extent.swap_type != page.swap_type)

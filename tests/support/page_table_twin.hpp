@@ -111,6 +111,7 @@ inline std::string complaint(const page_table::Format& format, unsigned level, V
         if (run.leaf_shift != 0 || run.pte != 0) return at("leaf facts of no leaf");
         if (e.state == PageState::swapped && e.value != run.swap_offset + pages)
           return at("swap offset");
+        if (names_frame(run) && e.value != run.pfn.value + pages) return at("frame of an entry");
         all_accessed = all_dirty = false;
       }
     }
@@ -156,6 +157,8 @@ inline std::string complaint(const page_table::Format& format, unsigned level, s
       return "a reason or swap type of what is mapped";
   } else if (e.state == PageState::swapped) {
     if (e.value >> 50 != 0 || e.swap_type >= 23) return "no swap slot";
+  } else if (e.reason == Reason::migration_or_device) {
+    if (e.value >> 40 != 0 || e.swap_type < 23 || e.swap_type > 30) return "no frame of an entry";
   } else if (e.value != 0 || e.swap_type != 0) {
     return "a number of what has none";
   }

@@ -77,8 +77,9 @@ class PagedMemory : public Translator {
  private:
   Extent extent(VirtAddr va, const PageModel& page) const {
     Extent e{.va = va, .bytes = page_size_.bytes(), .state = page.state, .reason = page.reason};
-    if (page.state != PageState::resident) return e;
+    if (page.state != PageState::resident && !names_frame(e)) return e;
     e.pfn = {page.pfn};
+    if (page.state != PageState::resident) return e;
     e.leaf_shift = page.leaf_shift;
     if (page.tells_pte)
       e.pte =

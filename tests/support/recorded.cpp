@@ -88,6 +88,9 @@ std::string describe(const Extent& extent, PageSize page_size) {
     text << " pfn=" << std::hex << extent.pfn.value << std::dec;
   if (extent.state == PageState::swapped)
     text << " type=" << unsigned{extent.swap_type} << " offset=" << extent.swap_offset;
+  if (names_frame(extent))
+    text << " frame=" << std::hex << extent.pfn.value << std::dec
+         << " type=" << unsigned{extent.swap_type};
   if (extent.reason != Reason::none) text << " reason=" << static_cast<unsigned>(extent.reason);
   constexpr std::pair<std::uint8_t, const char*> names[] = {
       {page_bit::soft_dirty, " soft-dirty"},

@@ -79,6 +79,27 @@ TEST_CASE("states without a number merge whatever their number field says") {
   CHECK(built({a, b}).size() == 1);
 }
 
+TEST_CASE("the frames that entries name count, too") {
+  const auto entry = [](std::uint64_t page, std::uint64_t frame, Reason reason) {
+    Extent e = run(page, 1, PageState::special);
+    e.pfn = {frame};
+    e.reason = reason;
+    return e;
+  };
+  for (const Reason reason :
+       {Reason::migration_or_device, Reason::poison, Reason::migration, Reason::device_private,
+        Reason::device_exclusive, Reason::migration_or_exclusive}) {
+    CHECK(built({entry(0, 7, reason), entry(1, 8, reason)}).size() == 1);
+    CHECK(built({entry(0, 7, reason), entry(1, 7, reason)}).size() == 2);
+    Extent both = built({entry(0, 7, reason), entry(1, 8, reason)})[0];
+    CHECK(cut_front(both, 4096, p).pfn == Pfn{7});
+    CHECK(both.pfn == Pfn{8});
+  }
+  CHECK(built({entry(0, 7, Reason::poison), entry(1, 8, Reason::migration)}).size() == 2);
+  CHECK(built({entry(0, 7, Reason::poison_marker), entry(1, 9, Reason::poison_marker)}).size() ==
+        1);
+}
+
 TEST_CASE("swap slots count as frames do") {
   CHECK(built({run(0, 2, PageState::swapped, 7), run(2, 1, PageState::swapped, 9)}).size() == 1);
   CHECK(built({run(0, 2, PageState::swapped, 7), run(2, 1, PageState::swapped, 8)}).size() == 2);

@@ -181,3 +181,55 @@ TEST_CASE("kernels that call all anonymous memory KSM") {
   for (const char* const bad : {"6.10.0", "6.12.118+deb13-amd64", "6.16.9"})
     CHECK_FALSE(tells_ksm(bad));
 }
+
+TEST_CASE("what kpageflags says of KSM is told only as far as it is true") {
+  constexpr std::uint64_t slab = 1 << 7, anon = 1 << 12, head = 1 << 15, tail = 1 << 16,
+                          ksm = 1 << 21, pgtable = 1 << 26;
+  struct Case {
+    std::uint64_t raw, flags, disproved, doubtful;
+  };
+  const auto check = [](const std::string& release, bool idle, const std::vector<Case>& cases) {
+    CAPTURE(release, idle);
+    SystemModel system;
+    system.manifest = "vmem-tree 1\npage_size 4096\npfn_access full\nkernel " + release + "\n";
+    for (std::uint64_t i = 0; i < cases.size(); ++i)
+      system.frames.push_back(
+          {.first = i, .frames = 1, .flags = cases[i].raw, .mapcount = 1, .memcg = {}});
+    if (idle) {
+      for (const char* const file : {"run", "pages_scanned", "full_scans"})
+        system.files[std::string("sys/kernel/mm/ksm/") + file] = "0\n";
+    }
+    const TempDir directory;
+    write_tree(system, directory.path());
+    const auto root = SysRoot::open(directory.string());
+    REQUIRE(root);
+    auto reader = FrameReader::open(*root, FrameFacts::has_flags);
+    REQUIRE(reader);
+    std::uint64_t at = 0;
+    REQUIRE(reader->read({0}, cases.size(), [&](Pfn, std::uint64_t count, const FrameFacts& f) {
+      for (std::uint64_t i = 0; i < count; ++i, ++at) {
+        CAPTURE(at);
+        CHECK(f.flags == cases[at].flags);
+        CHECK(f.disproved == cases[at].disproved);
+        CHECK(f.doubtful == cases[at].doubtful);
+        CHECK(f.raw() == cases[at].raw);
+      }
+      return true;
+    }));
+    CHECK(at == cases.size());
+  };
+  const std::vector<Case> of_the_kernel{{slab | anon, slab, anon, 0},
+                                        {slab | anon | ksm, slab, anon | ksm, 0},
+                                        {slab | tail | ksm, slab | tail, ksm, 0},
+                                        {pgtable | anon, pgtable, anon, 0}};
+  for (const char* const release : {"6.1.0", "6.12.9", "6.18.0"})
+    check(release, false, of_the_kernel);
+  check("6.18.0", false, {{anon | ksm, anon | ksm, 0, 0}, {anon, anon, 0, 0}});
+  check("6.12.9", false,
+        {{anon | ksm, anon, 0, ksm},
+         {anon, anon, 0, 0},
+         {anon | ksm | head, anon | head, ksm, 0},
+         {anon | ksm | tail, anon | tail, ksm, 0}});
+  check("6.12.9", true, {{anon | ksm, anon, ksm, 0}});
+  check("6.18.0", true, {{anon | ksm, anon | ksm, 0, 0}});
+}

@@ -44,8 +44,10 @@ TEST_CASE("entries as kernels show them") {
       {0x400000000000005f, PageState::special, Reason::poison_marker, 0, 0, 0},
       {0x400000000000011f, PageState::special, Reason::other_marker, 0, 0, 0},
       {0x400000000000001f, PageState::special, Reason::other_marker, 0, 0, 0},
-      {0x40000000000a001e, PageState::special, Reason::migration_or_device, 0, 0, 0},
-      {0x4000000000000037, PageState::special, Reason::migration_or_device, 0, 0, 0},
+      {0x40000000000a001e, PageState::special, Reason::migration_or_device, 0x5000, 30, 0},
+      {0x4000000000000037, PageState::special, Reason::migration_or_device, 1, 23, 0},
+      // No machine has that frame.
+      {0x403fffffffffffde, PageState::special, Reason::unknown_entry, 0, 0, 0},
       {0x4000000000000036, PageState::swapped, Reason::none, 1, 22, 0},
       {0x4000000000002000, PageState::swapped, Reason::none, 0x100, 0, 0},
       {0x40ffffffffffffe1, PageState::swapped, Reason::none, 0x3ffffffffffff, 1, soft},

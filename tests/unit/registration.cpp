@@ -381,6 +381,22 @@ TEST_CASE("registration: of a huge leaf each page is judged by its own frame") {
   CHECK(find(a, AuditFindingKind::hwpoison)->bytes == 4096);
 }
 
+TEST_CASE("registration: a page that is lost, and one on its way, by their frames") {
+  System system({.bytes = 3 * 4096,
+                 .entries = {{base, 1, entry::swapped(26, 0x433c), 0},
+                             {base + 4096, 1, entry::swapped(28, 0x5000), 0},
+                             {base + 8192, 1, mine | 0x100, 1}},
+                 .frames = {{.first = 0x100, .frames = 1, .flags = 0x1000},
+                            {.first = 0x433c, .frames = 1, .flags = 1ULL << 19},
+                            {.first = 0x5000, .frames = 1, .flags = 0x1000}}});
+  const Audit a = system.audit_one(range(0, 3 * 4096));
+  CHECK(kinds(a) == "hwpoison:error special-entry:unknown");
+  CHECK(find(a, AuditFindingKind::hwpoison)->where.front().pfn == Pfn{0x433c});
+  CHECK(find(a, AuditFindingKind::special_entry)->where.front().pfn == Pfn{0x5000});
+  CHECK(advice(AuditFindingKind::hwpoison).starts_with("the page is lost: unmap it"));
+  CHECK(a.worst() == Severity::error);
+}
+
 TEST_CASE(
     "registration: kernels that say KSM of all anonymous memory are believed where it can be") {
   const auto said = [](const std::string& release, const std::string& flags) {
@@ -392,7 +408,7 @@ TEST_CASE(
     return kinds(System(setup).audit_one(range(0, 8192)));
   };
   CHECK(said("6.12.118+deb13-amd64", "") == "");
-  CHECK(said("6.12.118+deb13-amd64", " mg") == "ksm:error");
+  CHECK(said("6.12.118+deb13-amd64", " mg") == "frames-unknown:unknown");
   CHECK(said("6.1.0-50-amd64", "") == "ksm:error");
   CHECK(said("6.18.0", "") == "ksm:error");
   CHECK(said("", "") == "ksm:error");

@@ -208,6 +208,36 @@ TEST_CASE("migration entries: counted by the kernel, and told by smaps alone") {
   CHECK(sums_of(Recorded(system).process(1))[0].sums.rss == 2 * page);
 }
 
+TEST_CASE("leaf sizes that nobody tells page by page are sums of smaps") {
+  const std::string maps = "10000000-10800000 rw-p 00000000 00:00 0 \n";
+  // Four blocks that may each be one leaf, and one page that is none.
+  SystemModel system =
+      one_process(maps, {{0x10000000, 1024, entry::present | entry::exclusive | 0x1000, 1},
+                         {0x10600000, 1, entry::present | entry::exclusive | 0x77, 1}});
+  constexpr std::uint64_t huge = 2 << 20;
+  const auto leaves = [&](const std::string& smaps) {
+    system.processes[0].files["smaps"] = maps + smaps;
+    return sums_of(Recorded(system).process(1))[0].sums.leaf.entries();
+  };
+  using Entries = std::vector<Tally::Entry>;
+  const std::string rss = "Rss: 4100 kB\n";
+  CHECK(leaves(rss + "AnonHugePages: 2048 kB\n") == Entries{{12, huge + page}, {21, huge}});
+  CHECK(leaves(rss + "AnonHugePages: 0 kB\n") == Entries{{12, 2 * huge + page}});
+  CHECK(leaves(rss + "AnonHugePages: 0 kB\nShmemPmdMapped: 2048 kB\nFilePmdMapped: 2048 kB\n") ==
+        Entries{{12, page}, {21, 2 * huge}});
+  // What does not fit is not believed: other pages by now, or pages that smaps does not count.
+  const Entries untold{{0, 2 * huge}, {12, page}};
+  CHECK(leaves(rss + "AnonHugePages: 6144 kB\n") == untold);
+  CHECK(leaves("Rss: 4096 kB\nAnonHugePages: 2048 kB\n") == untold);
+  CHECK(leaves(rss) == untold);
+  CHECK(leaves("") == untold);
+  // The huge zero page is in no sum.
+  system.processes[0].entries = {{0x10000000, 1024, entry::present | entry::file | 0x1000, 1}};
+  system.frames = {{.first = 0x1000, .frames = 512, .flags = {}, .mapcount = 1, .memcg = {}},
+                   {.first = 0x1200, .frames = 512, .flags = {}, .mapcount = 0, .memcg = {}}};
+  CHECK(leaves("Rss: 2048 kB\nAnonHugePages: 2048 kB\n") == Entries{{0, 2 * huge}});
+}
+
 TEST_CASE("bytes by NUMA node") {
   const Recorded tree("arm64-64k");
   std::map<int, std::uint64_t> nodes, apart;
@@ -598,6 +628,14 @@ TEST_CASE("KSM is not known of kernels that say it of all anonymous memory") {
     CHECK(all[0].sums.framed == 0x2000);
     CHECK(all[0].sums.flags.at(12) == 0x2000);
     CHECK(all[0].sums.known(unknown_sum::ksm) == told);
+    CHECK(all[0].sums.flags.at(21) == (told ? 0x2000 : 0));
+    // KSM that was never switched on has merged nothing.
+    for (const char* const file : {"run", "pages_scanned", "full_scans"})
+      system.files[std::string("sys/kernel/mm/ksm/") + file] = "0\n";
+    const Recorded idle{system};
+    const auto sums = sums_of(idle.process(1), {.frames = true})[0].sums;
+    CHECK(sums.known(unknown_sum::ksm));
+    CHECK(sums.flags.at(21) == (told ? 0x2000 : 0));
   }
 }
 

@@ -275,6 +275,15 @@ TEST_CASE("ram and any") {
   CHECK(judge(memory, check, 0x5000000000) == "pass 8/8");
 }
 
+TEST_CASE("a page that was lost is a hole, by its frame") {
+  const auto lost = [](PagedMemory& m) {
+    at(m, 7) = {.state = PageState::special, .pfn = 0x433c, .reason = Reason::poison};
+  };
+  CAPTURE(with(lost));
+  CHECK(with(lost).find("fail") == 0);
+  CHECK(with(lost).find("poison: frame 0x433c was lost to a memory error") != std::string::npos);
+}
+
 TEST_CASE("what is not seen is unverified") {
   const std::pair<PageState, Reason> states[] = {{PageState::hidden, Reason::none},
                                                  {PageState::unseen, Reason::pfnmap},

@@ -50,7 +50,7 @@ Extent page_of(const Extent& extent, std::uint64_t va) {
   const std::uint64_t pages = (va - extent.va.value) / base_page;
   one.va = {va};
   one.bytes = base_page;
-  if (extent.state == PageState::resident) one.pfn = extent.pfn + pages;
+  if (extent.state == PageState::resident || names_frame(extent)) one.pfn = extent.pfn + pages;
   if (extent.state == PageState::swapped) one.swap_offset += pages;
   return one;
 }

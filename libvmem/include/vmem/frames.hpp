@@ -18,19 +18,30 @@ namespace vmem {
 
 /// The facts of one frame. What a file did not tell is absent from `known`.
 struct FrameFacts {
-  std::uint64_t flags = 0;      ///< kpageflags bits
+  std::uint64_t flags = 0;      ///< kpageflags bits, but for those of the last two members
   std::uint64_t mapcount = 0;   ///< kpagecount; a folio average under CONFIG_NO_PAGE_MAPCOUNT
   std::uint64_t memcg_inode = 0;///< kpagecgroup; 0: charged to no memory cgroup
 
   static constexpr std::uint8_t has_flags = 1, has_mapcount = 2, has_memcg = 4, has_all = 7;
   std::uint8_t known = 0;
 
+  /// Bits that the kernel set and that are not true: "anon" and "ksm" of slab memory, and "ksm" of
+  /// what is never merged.
+  std::uint64_t disproved = 0;
+  /// Bits that the kernel set and that say nothing: on a kernel that says "ksm" of all anonymous
+  /// memory, of pages that may be merged. They are not known, rather than clear.
+  std::uint64_t doubtful = 0;
+
+  /// The kernel's word.
+  constexpr std::uint64_t raw() const { return flags | disproved | doubtful; }
+
   friend bool operator==(const FrameFacts&, const FrameFacts&) = default;
 };
 
 /// Whether the flag "ksm" (bit 21) means that on a kernel of this release: from 6.10 to 6.16 all
 /// anonymous memory has it (stable_page_flags() in fs/proc/page.c compared a mask of two bits, of
-/// which one is set on all). Of a release that is not known: yes.
+/// which one is set on all). Of a release that is not known: yes. FrameReader goes by it for
+/// recorded systems; of a living kernel it tries a page of its own.
 VMEM_EXPORT bool tells_ksm(std::string_view kernel_release);
 
 /// The kernel's name of a kpageflags bit in lower case ("lru", "compound_head"), or

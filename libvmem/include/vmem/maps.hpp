@@ -121,6 +121,9 @@ struct SmapsEntry {
   /// Whether a huge page of some size may be put here (THPeligible); since 6.8 sizes below the
   /// PMD's count, too.
   std::optional<bool> thp_eligible;
+  /// By leaves of a PMD's size: AnonHugePages, ShmemPmdMapped and FilePmdMapped. Neither hugetlb
+  /// nor the huge zero page is in it.
+  std::optional<std::uint64_t> pmd_mapped;
 };
 
 /// Reads smaps as a stream, for ascending questions. smaps costs a walk of every page

@@ -29,7 +29,7 @@ enum class PageState : std::uint8_t {
   absent,    ///< a VMA covers it, no page yet
   swapped,   ///< Extent::swap_type and swap_offset, unless reason is swap_fields_hidden
   guard,     ///< a lightweight guard page (MADV_GUARD_INSTALL)
-  special,   ///< migration, device-private, poison or another marker; see reason
+  special,   ///< neither a page nor swap: migration, poison, a marker; see reason, names_frame()
   hidden,    ///< in memory, but this reader is not shown the PFN
   unseen,    ///< this backend cannot see this VMA; see reason
   unmapped,  ///< no VMA
@@ -46,9 +46,16 @@ enum class Reason : std::uint8_t {
   uffd_wp_marker,       ///< special: userfaultfd write-protect marker on an empty page
   poison_marker,        ///< special: the page is poisoned
   other_marker,         ///< special: a page-table marker this library does not know
-  migration_or_device,  ///< special: migration, device-private or poison entry
+  /// special: migration, device-private or poison entry; which of them could not be told.
+  migration_or_device,
   vma_changed,          ///< changed: the VMA was remapped during the read
   unknown_entry,        ///< special: a page-table entry of a form this library does not know
+  poison,               ///< special: the frame was lost to a memory error, and the page with it
+  migration,            ///< special: the page is on its way from this frame to another
+  device_private,       ///< special: the page lies in a device's own memory, at this frame
+  device_exclusive,     ///< special: a device alone may use the page in this frame of RAM
+  migration_or_exclusive,  ///< special: one of these two, of a page of RAM
+  table_unreadable,     ///< unseen: this source could not read the page table
 };
 
 enum class Backend : std::uint8_t { pagemap, bpf, kmod };
@@ -112,7 +119,7 @@ struct Extent {
   VirtAddr va;                ///< of the first page; page aligned
   std::uint64_t bytes = 0;    ///< a multiple of the page size
   union {
-    Pfn pfn = {};               ///< resident: of the first page
+    Pfn pfn = {};               ///< resident: of the first page; special: see names_frame()
     std::uint64_t swap_offset;  ///< swapped: of the first page, in pages of the swap area
   };
   PageState state = PageState::absent;
@@ -120,7 +127,7 @@ struct Extent {
   /// page_bit. Page tables do not tell `exclusive` and `file`; see Translator::known_bits().
   std::uint8_t bits = 0;
   std::uint8_t leaf_shift = 0;  ///< log2 of the page-table leaf in bytes; 0: not known
-  std::uint8_t swap_type = 0;
+  std::uint8_t swap_type = 0;   ///< swapped; special: the kernel's type of what names a frame
   Backend backend = Backend::pagemap;
   std::uint16_t pte = 0;        ///< pte_bit
 
@@ -128,10 +135,33 @@ struct Extent {
 };
 static_assert(sizeof(Extent) == 32 && std::is_trivially_copyable_v<Extent>);
 
+/// Whether an entry that maps nothing names a frame: Extent::pfn is then the first page's, and
+/// grows by one for each page, as of a resident extent.
+constexpr bool names_frame(const Extent& extent) {
+  if (extent.state != PageState::special) return false;
+  switch (extent.reason) {
+    case Reason::migration_or_device:
+    case Reason::poison:
+    case Reason::migration:
+    case Reason::device_private:
+    case Reason::device_exclusive:
+    case Reason::migration_or_exclusive:
+      return true;
+    default:
+      return false;
+  }
+}
+
 VMEM_EXPORT std::string_view to_string(PageState);
 VMEM_EXPORT std::string_view to_string(Backend);
 /// A sentence fragment for people; empty for Reason::none.
 VMEM_EXPORT std::string_view to_string(Reason);
+/// The same with the frame that the entry names: "poison: frame 0x433c was lost to a memory error".
+VMEM_EXPORT std::string reason_of(const Extent&);
+/// What an entry that is neither a page nor swap is: "poison", "migration", "device-private",
+/// "device-exclusive", "migration-or-device-exclusive", "guard", "userfaultfd-marker",
+/// "poison-marker", "marker". Empty: not known, or the state is neither special nor guard.
+VMEM_EXPORT std::string_view entry_kind(const Extent&);
 
 /// Receives extents in order; returns false to stop the walk.
 using ExtentSink = FunctionRef<bool(const Extent&)>;

@@ -52,7 +52,7 @@ inline constexpr std::uint32_t hugetlb = 256;
 inline constexpr std::uint32_t leaf = 512;
 /// vmas, size, guard, special, hidden, unseen, changed: of VMAs, and not of what lies on a node.
 inline constexpr std::uint32_t mapping = 1024;
-inline constexpr std::uint32_t ksm = 2048;  ///< of flags: see tells_ksm()
+inline constexpr std::uint32_t ksm = 2048;  ///< of flags: see FrameFacts::doubtful
 inline constexpr std::uint32_t uncounted = 4096;
 // What smaps alone tells (StatsOptions::smaps); unknown, too, where it was not asked for.
 inline constexpr std::uint32_t pss_dirty = 8192;
