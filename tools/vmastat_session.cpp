@@ -289,8 +289,10 @@ class Vmastat {
            "page tables tell them: use --backend bpf or kmod");
     }
     if (!refused_.empty() && !refused_said_) fail_refused();
-    if (hidden_processes_)
+    if (hidden_processes_ && options_.all)
       fail(*hidden_processes_, "see hidepid in proc(5): CAP_SYS_PTRACE lifts it");
+    else if (hidden_processes_)
+      raise(Status::unanswered);  // find_targets() has said it
     const Status status = finish_output(out_, status_, messages_);
     if (interrupted()) end_by_signal();
     return static_cast<int>(status);
