@@ -374,7 +374,15 @@ class Finder {
         there = path;
         told = read_telemetry(there, maps.pid);
       }
-      if (!told) continue;
+      if (!told) {
+        // Nobody there, or a version that does not serve segments: its mappings are asked. Else it
+        // could have told, and did not.
+        if (told.error().code == Errc::not_found || told.error().code == Errc::not_supported)
+          continue;
+        said_ = true;
+        messages_.error(told.error());
+        continue;
+      }
       const std::string directory = path.substr(0, path.rfind('/'));
       const User user{.pid = maps.pid, .directory = directory, .file = there, .holds_lock = true};
       all.push_back(
@@ -382,6 +390,8 @@ class Finder {
       return;
     }
     if (!maps.runs.empty()) chosen_.push_back(maps);
+    // It is one, and nothing of it can be audited.
+    if (maps.runs.empty() && !maps.socket.empty()) said_ = true;
   }
 
   static std::string of_other(const DpdkMaps& maps) {
