@@ -85,7 +85,8 @@ Reason EntryKinds::kind_of(const Extent& extent, Pfn frame, const FrameFacts& fa
   if (!told || (facts.flags & kpf_nopage) != 0)
     return is_device_memory(frame) ? Reason::device_private : Reason::migration_or_device;
   if ((facts.flags & not_memory) != 0) {
-    if (frame.value >= marker_end) return Reason::migration_or_device;
+    if (frame.value >= marker_end || (facts.flags & kpf_reserved) == 0)
+      return Reason::migration_or_device;
     const bool write_protected = frame.value == 1 && (extent.bits & page_bit::uffd_wp) != 0;
     return write_protected ? Reason::uffd_wp_marker : Reason::other_marker;
   }

@@ -25,11 +25,12 @@ std::string line(std::uint64_t va, std::uint64_t pages, std::uint64_t raw) {
   return text;
 }
 
-/// What the library lets grow: not a PFN or swap slot of 0 that may be a hidden one.
+/// What the library lets grow: a PFN, a swap slot or the frame that an entry names; but not one of
+/// 0 that may be a hidden one, and no marker.
 bool grows(std::uint64_t raw, bool shown) {
   constexpr std::uint64_t number = (1ULL << 55) - 1;
   if ((raw & entry::present) != 0) return shown || (raw & number) != 0;
-  return (raw & entry::swap) != 0 && (raw & entry::guard) == 0 && (raw & 31) < 23 &&
+  return (raw & entry::swap) != 0 && (raw & entry::guard) == 0 && (raw & 31) < 31 &&
          (shown || (raw & number) != 0);
 }
 

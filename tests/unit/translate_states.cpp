@@ -62,7 +62,10 @@ TEST_CASE("a swapped process: swap, guards, and what only looks like swap") {
   CHECK(shown(translate_range(process, {{0x7f5500000000}, {0x7f5500040000}})) ==
         Lines{"7f5500000000 +8 swapped type=1 offset=768 soft-dirty", "7f5500008000 +7 guard",
               "7f550000f000 +1 special reason=5 uffd-wp", "7f5500010000 +1 special reason=6",
-              "7f5500011000 +1 special reason=7", "7f5500012000 +3 special reason=8",
+              "7f5500011000 +1 special reason=7",
+              "7f5500012000 +1 special frame=5000 type=28 reason=8",
+              "7f5500013000 +1 special frame=5000 type=28 reason=8",
+              "7f5500014000 +1 special frame=501 type=23 reason=8",
               "7f5500015000 +1 swapped type=22 offset=7", "7f5500016000 +42 absent"});
   CHECK(static_cast<int>(Reason::uffd_wp_marker) == 5);
   CHECK(static_cast<int>(Reason::migration_or_device) == 8);
