@@ -142,11 +142,24 @@ class Checker {
       CHECK(swap.at("type").is_null() == swap.at("offset").is_null());
       CHECK(swap.at("type").is_null() == e.at("reason").is_string());
     }
-    frame(state, e.at("frame"));
+    const bool named = entry(state, e.at("entry"));
+    frame(state == "resident" || named, e.at("frame"));
   }
 
-  void frame(const std::string& state, const Json& frame) {
-    if (!asked_.frames || state != "resident") CHECK(frame.is_null());
+  /// Whether the entry names a frame.
+  bool entry(const std::string& state, const Json& entry) {
+    CHECK(entry.is_null() == (state != "special" && state != "guard"));
+    if (entry.is_null()) return false;
+    CHECK((entry.at("kind").is_null() || entry.at("kind").is_string()));
+    CHECK(entry.at("type").is_null() == entry.at("pfn").is_null());
+    CHECK(entry.at("device").is_null());
+    if (entry.at("pfn").is_null()) return false;
+    CHECK(hex(entry.at("pfn")));
+    return true;
+  }
+
+  void frame(bool has_frame, const Json& frame) {
+    if (!asked_.frames || !has_frame) CHECK(frame.is_null());
     if (frame.is_null()) return;
     CHECK((frame.at("flags").is_null() || strings(frame.at("flags"))));
     for (const char* const count : {"mapcount", "memcg", "node"})
