@@ -110,8 +110,10 @@ class Look {
     } else {
       every_process();
     }
+    // Of one process that could not be read nothing is known: that is said, and no more.
+    const bool unread = subjects_.one && !report_.unchecked.empty();
     for (Ready& ready : rules_) {
-      if (!ready.used) nothing_selected(ready, 0, {});
+      if (!ready.used && !unread) nothing_selected(ready, 0, {});
     }
     finish();
     return std::move(report_);
@@ -268,6 +270,8 @@ class Look {
                                ready.rule->process, *hidden_);
     else
       row.reason = "no process is named " + ready.rule->process;
+    if (pid == 0 && !report_.unchecked.empty() && !hidden_)
+      row.reason += ", of those that could be looked at";
     if (hidden_ && pid == 0) row.hint = hidden_hint;
     order_.push_back(static_cast<std::size_t>(&ready - rules_.data()));
     report_.rows.push_back(std::move(row));

@@ -127,7 +127,8 @@ TEST_CASE("a policy: what is wrong with it, and where") {
       {"[[check]]\nselect = \"[heap]\"\n", "1:1: window: is missing"},
       {check + "colour = \"red\"\n", "4:1: colour: no such key"},
       {check + "cache = \"hot\"\n",
-       "4:1: cache: not a cache attribute: uc, uc-, wc, wb, wt, wp or any"},
+       "4:1: cache: not a cache attribute: uc, uc-, wc, wb, wt, wp, any, or one of arm64's "
+       "(device-nGnRnE, device-nGnRE, normal-nc, normal, normal-tagged)"},
       {check + "cache = 5\n", "4:1: cache: must be a string or a list of strings"},
       {check + "cache = []\n", "4:1: cache: must be a string or a list of strings"},
       {check + "cache = [\"uc\", 5]\n", "4:1: cache: must be a string or a list of strings"},
@@ -233,6 +234,54 @@ TEST_CASE("an expectation: options of which one would be ignored") {
     CHECK(result.out == "");
     CHECK(result.err == std::string("mapcheck: -e [heap]") + options + ": " + error +
                             "\nhint: SELECT=WINDOW[,OPT...]; see --help\n");
+  }
+}
+
+TEST_CASE("words of an expectation may have any case") {
+  for (const char* const rule : {"[heap]=RAM,Sparse,PERMS=RW-P", "[heap]=Any,SPARSE,perms=rw-P",
+                                 "[heap]=iomem:SYSTEM ram,SCATTER,sparse"}) {
+    CAPTURE(rule);
+    const RunResult result = run_tool("mapcheck", {"--sysroot", "x86-64", "-e", rule, "1042"});
+    INFO(result.out << result.err);
+    CHECK(result.status == 0);
+  }
+  for (const char* const rule :
+       {"/dev/mixed0=UIO0/MAP0,Flags=MM,sparse", "/dev/mixed0=PCI:0000:00:03.0/BAR0,sparse"}) {
+    CAPTURE(rule);
+    const RunResult result =
+        run_tool("mapcheck", {"--sysroot", "device-window", "-e", rule, "500"});
+    INFO(result.out << result.err);
+    CHECK(result.status < 2);
+  }
+  CHECK(run_tool("mapcheck", words("--sysroot page-tables -e "
+                                   "/dev/accelerator0=0x10000000000+1t,CACHE=UC|Wc,LEAF=2m 700"))
+            .status == 0);
+}
+
+TEST_CASE("32-bit arm: no backend reads its page tables, and that is said") {
+  SystemModel system = load_fixture(fixtures_folder() / "device-window");
+  const TempDir directory;
+  for (const auto& [machine, says] :
+       {std::pair{"armv7l", "no backend of arm reads page tables"},
+        std::pair{"riscv64", "no backend of this architecture reads page tables"},
+        std::pair{"aarch64", ""}, std::pair{"x86_64", ""}}) {
+    CAPTURE(machine);
+    system.manifest =
+        std::string("vmem-tree 1\npage_size 4096\npfn_access full\narch ") + machine + "\n";
+    const auto tree = directory / machine;
+    write_tree(system, tree);
+    const auto with = [&](const char* tool, const char* arguments) {
+      auto all = words(arguments);
+      all.insert(all.begin(), {"--sysroot", tree.string()});
+      const RunResult result = run_tool(tool, all);
+      INFO(result.out << result.err);
+      CHECK(result.status == 2);
+      CHECK((result.err.find("reads page tables") != std::string::npos) == (*says != '\0'));
+      CHECK(result.err.find(says) != std::string::npos);
+    };
+    with("mapcheck", "-e /dev/mem_mmap1=0x90000000+64M 500");
+    with("mapcheck", "--auto 500");
+    with("vtop", "500 7f1000000000");
   }
 }
 

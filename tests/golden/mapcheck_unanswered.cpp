@@ -47,8 +47,12 @@ std::vector<Unanswered> kinds() {
                  "no process is named other"});
   SystemModel refused = machine();
   refused.processes[0].maps = "no line of maps\n";
-  all.push_back({"a process that cannot be read", refused, "-e [heap]=any 1", "malformed"});
-  all.push_back({"one of all that cannot be read", refused, "-e [heap]=any --all", "malformed"});
+  all.push_back(
+      {"a process that cannot be read", refused, "-e [heap]=any 1", "not a line of maps"});
+  all.push_back(
+      {"one of all that cannot be read", refused, "-e [heap]=any --all", "not a line of maps"});
+  all.push_back({"optional, of a process that cannot be read", refused, "-e no=any,optional 1",
+                 "not a line of maps"});
   all.push_back({"a process that cannot be opened", machine(), "-e [heap]=any 77", "77"});
   all.push_back({"no such policy", machine(), "--policy none.toml 1", "none.toml"});
   SystemModel device = one_process(
