@@ -176,9 +176,10 @@ std::string movable(AuditFindingKind kind, const Asked& asked) {
   const std::string pages =
       kind == AuditFindingKind::cma ? "pages of a CMA area" : "pages of ZONE_MOVABLE";
   if (asked.mode == "plan") return "registering migrates " + pages + " first, which may fail";
-  if (asked.mode == "dpdk" || asked.mode == "ranges")
-    return pages + " may move at any time unless they are pinned";
-  return pages + " are migrated when pinned: one that is here now is not held for the device";
+  if (asked.mode == "dpdk") return pages + " may move at any time unless they are pinned";
+  if (asked.mode == "rdma")
+    return pages + " are migrated when pinned: one that is here now is not held for the device";
+  return std::string(advice(kind));
 }
 
 std::string over_memlock(const Asked& asked) {

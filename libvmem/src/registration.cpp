@@ -351,13 +351,15 @@ class Auditor {
 
   void special(Audit& audit, const Extent& extent, Evidence evidence) const {
     if (names_frame(extent)) evidence.pfn = extent.pfn + page_size_.pages(evidence.va - extent.va);
-    if (extent.reason == Reason::poison_marker)
+    if (extent.reason == Reason::poison_marker) {
       add(audit, AuditFindingKind::hwpoison, Severity::error, "poison marker", evidence);
-    else if (extent.reason == Reason::poison)
+    } else if (extent.reason == Reason::poison) {
       add(audit, AuditFindingKind::hwpoison, Severity::error, "poison entry", evidence);
-    else
+    } else {
+      audit.node_unknown_bytes += evidence.bytes;
       add(audit, AuditFindingKind::special_entry, Severity::unknown, to_string(extent.reason),
           evidence);
+    }
   }
 
   void resident(Open& o, const Extent& extent, VaRange part) {

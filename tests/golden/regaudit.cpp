@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: MIT
 // regaudit on recorded systems: what users get wrong, what cannot be known, JSON and JUnit.
+#include <unistd.h>
+
 #include "support/catch.hpp"
 #include "support/dpdk_files.hpp"
+#include "support/require.hpp"
 #include "support/system_model.hpp"
 #include "support/temp_dir.hpp"
 #include "support/tool.hpp"
@@ -268,42 +271,82 @@ TEST_CASE("regaudit: addresses that no process can have are questioned, not answ
 }
 
 TEST_CASE("regaudit ranges: a long list is audited in parts, of one limit and one document") {
-  // Three parts; the limit is passed in the last.
-  std::string lines;
-  for (int i = 0; i < 50000; ++i) lines += "7f0000000000 4K\n";
+  // Two parts; the limit is passed in the second.
   const Tree tree({}, {{0x7f0000000000, 16, there, 1}});
-  write_file(tree.directory / "proc/1/limits", "Max locked memory  184319999  184319999  bytes\n");
-  RunOptions options;
-  options.input = lines;
-  const auto run_with = [&](std::vector<std::string> more) {
-    std::vector<std::string> arguments{"ranges", "--sysroot", tree.directory.string()};
-    arguments.insert(arguments.end(), more.begin(), more.end());
-    arguments.insert(arguments.end(), {"1", "-"});
-    return run_tool("regaudit", arguments, options);
+  write_file(tree.directory / "proc/1/limits", "Max locked memory  83967999  83967999  bytes\n");
+  std::string lines;
+  for (int i = 0; i < 21000; ++i) lines += "7f0000000000 4K\n";
+  const std::string file = (tree.directory / "lines").string();
+  write_file(file, lines);
+  const auto run_with = [&](const std::string& how) {
+    return run_tool("regaudit", {"ranges", how, "--sysroot", tree.directory.string(), "1", file});
   };
-  const RunResult json = run_with({"-J"});
+  const RunResult json = run_with("--json");
   CHECK(json.status == 1);
   const auto document = nlohmann::ordered_json::parse(json.out);
-  REQUIRE(document["registrations"].size() == 50000);
-  CHECK(document["summary"]["registrations"] == 50000);
-  CHECK(document["summary"]["error"] == 5001);  // 184,320,000 bytes are 45,000 of them
-  CHECK(document["registrations"][44998]["verdict"] == "clean");
-  CHECK(document["registrations"][44999]["verdict"] == "error");
+  REQUIRE(document["registrations"].size() == 21000);
+  CHECK(document["summary"]["registrations"] == 21000);
+  CHECK(document["summary"]["error"] == 501);  // 83,968,000 bytes are 20,500 of them
+  CHECK(document["registrations"][20498]["verdict"] == "clean");
+  CHECK(document["registrations"][20499]["verdict"] == "error");
   CHECK(document["processes"].size() == 1);
-  const RunResult text = run_with({});
+  const RunResult text = run_with("--output=va");
   CHECK(text.status == 1);
-  CHECK(text.out.starts_with("VA "));
-  CHECK(text.out.find("\nVA ") == std::string::npos);  // one heading
-  CHECK(says(text, "50000 registrations, 195.3M: 44999 clean, 0 with warnings, 5001 with errors"));
-  // A line that is none, in the third part: what was answered stands, and is not all.
-  options.input += "junk\n";
-  const RunResult broken = run_with({"-J"});
+  CHECK(text.out.starts_with("VA\n"));
+  CHECK(text.out.find("\nVA\n") == std::string::npos);  // one heading
+  CHECK(says(text, "21000 registrations, 82.0M: 20499 clean, 0 with warnings, 501 with errors"));
+  // A line that is none, in the second part: what was answered stands, and is not all.
+  write_file(file, lines + "junk\n");
+  const RunResult broken = run_with("--json");
   CHECK(broken.status == 2);
   CHECK(error_form(broken.err, "regaudit") == "");
-  CHECK(broken.err.find("stdin:50001") != std::string::npos);
+  CHECK(broken.err.find(":21001: not VA LEN [KEY]") != std::string::npos);
   const auto part = nlohmann::ordered_json::parse(broken.out);
-  CHECK(part["summary"]["registrations"] == 40000);
-  CHECK(part["stopped"].get<std::string>().find("stdin:50001") != std::string::npos);
+  CHECK(part["summary"]["registrations"] == 20000);
+  CHECK(part["stopped"].get<std::string>().find(":21001: ") != std::string::npos);
+}
+
+TEST_CASE(
+    "regaudit: capabilities that it does not read with are dropped; trace's command keeps its "
+    "own") {
+  const auto permitted = [](const std::string& text) {
+    const std::size_t at = text.find("CapPrm:");
+    return at == std::string::npos ? ~0ULL : std::stoull(text.substr(at + 7), nullptr, 16);
+  };
+  const RunResult own = run({"grep", "CapPrm", "/proc/self/status"});
+  if (permitted(own.out) >> 21 == 0) return;  // CAP_SYS_ADMIN, or nothing to drop
+  const TempDir directory;
+  RunOptions options;
+  options.directory = directory.string();
+  // Opening the FIFO waits until regaudit reads it: by then it has dropped what it drops.
+  const RunResult kept = run({"sh", "-c",
+                              "mkfifo lines && { " + tool_path("regaudit") +
+                                  " ranges self lines 2>/dev/null & exec 3>lines; "
+                                  "grep CapPrm /proc/$!/status; exec 3>&-; wait; }"},
+                             options);
+  CAPTURE(kept.out, kept.err);
+  // CAP_CHOWN, CAP_KILL, CAP_SETUID, CAP_NET_ADMIN, CAP_SYS_MODULE
+  constexpr std::uint64_t never = 1 << 0 | 1 << 5 | 1 << 7 | 1 << 12 | 1 << 16;
+  CHECK((permitted(kept.out) & never) == 0);
+  CHECK((permitted(kept.out) >> 21 & 1) == (permitted(own.out) >> 21 & 1));
+  const RunResult traced =
+      run_tool("regaudit", {"trace", "--", "grep", "CapPrm", "/proc/self/status"});
+  CHECK(permitted(traced.out) == permitted(own.out));
+}
+
+TEST_CASE("a container's root, who may not trace, reads processes with capabilities like its own") {
+  if (run({"setpriv", "--version"}).status != 0 || geteuid() != 0)
+    return skip_or_fail("pfn", "needs root, and setpriv");
+  const std::string dropped = "-sys_ptrace,-sys_admin,-perfmon";
+  for (const char* const tool : {"vtop", "vmastat", "mapcheck", "regaudit"}) {
+    const std::string how = std::string_view(tool) == "regaudit"   ? "plan $! 1000+4K"
+                            : std::string_view(tool) == "mapcheck" ? "--auto $!"
+                                                                   : "$!";
+    const RunResult result = run({"setpriv", "--bounding-set", dropped, "--inh-caps", dropped, "sh",
+                                  "-c", "sleep 60 & " + tool_path(tool) + " " + how + "; kill $!"});
+    CAPTURE(tool, result.out, result.err);
+    CHECK(result.err.find("Permission denied") == std::string::npos);
+  }
 }
 
 TEST_CASE("regaudit plan: all of the address space is counted, to the last page") {
