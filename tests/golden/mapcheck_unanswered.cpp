@@ -60,6 +60,18 @@ std::vector<Unanswered> kinds() {
   device.processes[0].files["mountinfo"] = "24 27 0:5 / /dev rw - devtmpfs devtmpfs rw\n";
   all.push_back({"a window that is not known", device, "--auto 1", "only its driver knows"});
   all.push_back({"pages that are not seen", device, "-e /dev/own=0x90000000+4K 1", "VM_PFNMAP"});
+  // Nothing of it shows in pagemap, whose entries are there and empty: no hole, and no pass.
+  for (const bool flags : {true, false}) {
+    const std::string line =
+        "7f0000000000-7f0000001000 rw-s 00000000 00:0c 4711                     /dmabuf:\n";
+    SystemModel buffer = one_process(line);
+    if (flags)
+      buffer.processes[0].files["smaps"] = line + "VmFlags: rd wr sh mr mw me ms pf de dd sd \n";
+    buffer.files["sys/kernel/dmabuf/buffers/4711/exporter_name"] = "system\n";
+    buffer.files["proc/iomem"] = "00001000-7fffffff : System RAM\n";
+    for (const char* const rule : {"-e /dmabuf*=ram 1", "-e /dmabuf*=any,sparse 1", "--auto 1"})
+      all.push_back({"a dma-buf that is not seen", buffer, rule, "VM_PFNMAP"});
+  }
   all.push_back({"a window that is not there", machine(), "-e [heap]=uio0/map0 1", "uio"});
   return all;
 }
