@@ -129,8 +129,8 @@ void drop_capabilities(Writes writes, std::uint64_t also) {
   __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
   __user_cap_data_struct data[2];
   if (syscall(SYS_capget, &header, data) != 0) return;
-  // Without CAP_SYS_PTRACE (containers have it not by default) the kernel shows those processes whose
-  // capabilities the reader has, too: none can be spared.
+  // Without CAP_SYS_PTRACE (containers have it not by default) the kernel shows those processes
+  // whose capabilities the reader has, too: none can be spared.
   if ((data[0].permitted & (1U << CAP_SYS_PTRACE)) == 0) return;
   // Other users' files in /proc; PFNs; /proc/kcore and /proc/kallsyms, which lead BPF to the direct
   // map. The last two are newer than some headers.

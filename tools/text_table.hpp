@@ -43,8 +43,8 @@ class TextTable {
   std::vector<Row> rows_;
 };
 
-/// -o COL,…: the indices in `names` of the columns that `chosen` lists, in any case. The error is the name
-/// that is none of them.
+/// -o COL,…: the indices in `names` of the columns that `chosen` lists, in any case. The error is
+/// the name that is none of them.
 std::expected<std::vector<std::size_t>, std::string> choose_columns(
     std::string_view chosen, std::span<const std::string_view> names);
 

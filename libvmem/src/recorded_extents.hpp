@@ -11,10 +11,10 @@
 ///
 /// SOURCE is a Backend. VA is hexadecimal and page aligned, all other numbers are decimal or, with
 /// 0x, hexadecimal. WHAT is `pfn=N`, which grows by one for each page; `entry=N`, a pagemap entry,
-/// whose PFN, swap offset or frame that it names grows so; `hidden`; `guard`. `bits` are page_bit's names, `pte`
-/// pte_bit's; where a line has pte= or cache=, what its pte= does not name is not set. Lines
-/// ascend; pages of no line are empty; of a leaf all pages are there. What SOURCE cannot have told
-/// is refused. A file without `end` has been cut off.
+/// whose PFN, swap offset or frame that it names grows so; `hidden`; `guard`. `bits` are page_bit's
+/// names, `pte` pte_bit's; where a line has pte= or cache=, what its pte= does not name is not set.
+/// Lines ascend; pages of no line are empty; of a leaf all pages are there. What SOURCE cannot have
+/// told is refused. A file without `end` has been cut off.
 #pragma once
 
 #include <cstddef>

@@ -412,9 +412,10 @@ KindText text_of(AuditFindingKind kind) {
     case AuditFindingKind::limits_unknown:
       return {"limits-unknown", "/proc/PID/limits and status could not be read"};
     case AuditFindingKind::iova_unknown:
-      return {"iova-unknown",
-              "a DPDK primary with --in-memory or --no-shconf shares no table of its IOVAs: start it "
-              "without these, or use DPDK 23.07 or newer, whose telemetry tells them"};
+      return {
+          "iova-unknown",
+          "a DPDK primary with --in-memory or --no-shconf shares no table of its IOVAs: start it "
+          "without these, or use DPDK 23.07 or newer, whose telemetry tells them"};
     case AuditFindingKind::node_unknown:
       return {"node-unknown",
               "/sys/devices/system/node does not tell the node of these frames: mount /sys, or "

@@ -52,8 +52,8 @@ VMEM_EXPORT Result<void> parse_maps(std::string_view text, FunctionRef<bool(cons
 /// Reads maps as a stream: memory does not grow with the number of VMAs.
 class VMEM_EXPORT VmaReader {
  public:
-  /// A line that the kernel would not print is an error (malformed, with the line's number), or left
-  /// out and told where Process::skip_odd_lines() was called before.
+  /// A line that the kernel would not print is an error (malformed, with the line's number), or
+  /// left out and told where Process::skip_odd_lines() was called before.
   static Result<VmaReader> open(const Process& process);
   VmaReader(VmaReader&&) noexcept;
   VmaReader& operator=(VmaReader&&) noexcept;

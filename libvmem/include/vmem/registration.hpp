@@ -134,8 +134,8 @@ struct Audit {
   std::uint64_t node_unknown_bytes = 0;
   // What a recorded system does not hold, or a kernel does not show to anybody, without a finding.
   bool movable_known = true;  ///< whether movable would have been found
-  bool cma_known = true;      ///< whether cma would have been found
-  bool limits_known = true;   ///< whether over_memlock would have been found
+  bool cma_known = true;  ///< whether cma would have been found
+  bool limits_known = true;  ///< whether over_memlock would have been found
   /// Of a registration that must be pinned: whether each frame in memory was asked about (only
   /// the kernel module tells). False: that it is not pinned could not have been found.
   bool pins_checked = false;
@@ -158,8 +158,8 @@ VMEM_EXPORT LockLimits read_lock_limits(const Process& process);
 struct AuditOptions {
   /// Ask what registering would meet: absent and swapped pages are then brought in by it (info).
   bool planned = false;
-  /// pinned_bytes() of what earlier calls audited: a long list may be audited in parts, and the limit
-  /// on locked memory holds for all of them.
+  /// pinned_bytes() of what earlier calls audited: a long list may be audited in parts, and the
+  /// limit on locked memory holds for all of them.
   std::uint64_t pinned_before = 0;
   WalkOptions walk = {.every_page = true, .whole_hugetlb = true};
 };

@@ -121,10 +121,10 @@ class VMEM_EXPORT SysRoot {
   Result<std::vector<pid_t>> processes() const;
 
   /// Why processes() does not have every process for this reader: proc is mounted with
-  /// hidepid=invisible or hidepid=ptraceable, and neither the mount's gid= nor CAP_SYS_PTRACE exempts
-  /// the reader; or mountinfo, which tells, cannot be read. A sentence without a full stop, static.
-  /// Empty: the list has all (those that are listed may still be refused one by one, as under
-  /// hidepid=noaccess). Of a recorded tree the manifest's `hidepid` says that its list is so.
+  /// hidepid=invisible or hidepid=ptraceable, and neither the mount's gid= nor CAP_SYS_PTRACE
+  /// exempts the reader; or mountinfo, which tells, cannot be read. A sentence without a full stop,
+  /// static. Empty: the list has all (those that are listed may still be refused one by one, as
+  /// under hidepid=noaccess). Of a recorded tree the manifest's `hidepid` says that its list is so.
   /// Costs a read of /proc/self/mountinfo: ask once.
   std::optional<std::string_view> hidden_processes() const;
 
@@ -161,11 +161,11 @@ class VMEM_EXPORT Process {
   /// "/proc/PID/name", for messages.
   std::string path(const char* name) const;
 
-  /// From now on a line of maps that is wrong by itself (an empty mapping, one that is not aligned to
-  /// pages, one that is no maps line at all) is left out and told to `tell`, instead of being an error
-  /// that refuses the whole process. What it stood for then looks unmapped: whoever calls this must
-  /// say so. `tell` is called again each time the line is read. Lines out of order or overlapping, of
-  /// which none knows which is wrong, and the 4097th of one reading, stay errors.
+  /// From now on a line of maps that is wrong by itself (an empty mapping, one that is not aligned
+  /// to pages, one that is no maps line at all) is left out and told to `tell`, instead of being an
+  /// error that refuses the whole process. What it stood for then looks unmapped: whoever calls
+  /// this must say so. `tell` is called again each time the line is read. Lines out of order or
+  /// overlapping, of which none knows which is wrong, and the 4097th of one reading, stay errors.
   void skip_odd_lines(std::function<void(const OddLine&)> tell);
 
   /// An error unless the process still lives (no_process) and runs the program that it ran
