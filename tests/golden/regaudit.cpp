@@ -105,7 +105,7 @@ TEST_CASE("regaudit dpdk: files of nobody's, and hostile ones, are refused in a 
   const TempDir directory;
   for (const auto& [name, content] : dpdk_files(2, 0x40000000, 0x200000).files())
     write_file(directory / name, content);
-  check_refused(run_tool("regaudit", {"dpdk", "--dir", directory.string()}), "primary has ended");
+  check_refused(run_tool("regaudit", {"dpdk", "--dir", directory.string()}), "uses these files");
   write_file(directory / "config", std::string(25344, '\xff'));
   check_refused(run_tool("regaudit", {"dpdk", "--dir", directory.string()}), "no magic number");
   check_refused(run_tool("regaudit", {"dpdk", "--dir", directory.string()}),
