@@ -120,7 +120,7 @@ class Explainer {
         std::from_chars(first, text->data() + text->size(), physical_bits_);
       }
     }
-    if (const auto text = root.read_file("sys/kernel/debug/x86/pat_memtype_list", 16 << 20))
+    if (auto text = root.read_file("sys/kernel/debug/x86/pat_memtype_list", 16 << 20))
       memory_types_ = std::move(*text);
     if (auto bars = read_pci_bars(root)) bars_ = std::move(*bars);
     if (!root.recorded()) {

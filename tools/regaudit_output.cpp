@@ -432,6 +432,7 @@ void Presenter::text_part(const Report& report) {
   for (const AuditGroup& group : report.groups) {
     for (const Folded& row : fold(group, options_.all)) {
       std::vector<std::string> cells;
+      cells.reserve(columns_.size());
       for (const std::size_t column : columns_)
         cells.push_back(cell(column, group, row, options_.bytes));
       const auto worst = row.audit.worst();

@@ -58,23 +58,24 @@ void EntryKinds::tell(const Extent& extent, ExtentSink sink) {
     part.reason = reason;
     return out.add(part);
   };
+  bool open = true;
   if (FrameReader* const reader = frames()) {
-    // An error of the file leaves the rest untold.
-    (void)reader->read(extent.pfn, page_size.pages(extent.bytes),
-                       [&](Pfn first, std::uint64_t frames, const FrameFacts& facts) {
-                         // The facts are alike; what memory of a device it is may not be.
-                         const bool by_place = (facts.known & FrameFacts::has_flags) == 0 ||
-                                               (facts.flags & kpf_nopage) != 0 ||
-                                               first.value < marker_end;
-                         const std::uint64_t step = by_place ? 1 : frames;
-                         for (std::uint64_t i = 0; i < frames; i += step) {
-                           if (!add(step, kind_of(extent, first + i, facts))) return false;
-                         }
-                         return true;
-                       });
+    const auto read = reader->read(
+        extent.pfn, page_size.pages(extent.bytes),
+        [&](Pfn first, std::uint64_t frames, const FrameFacts& facts) {
+          // The facts are alike; what memory of a device it is may not be.
+          const bool by_place = (facts.known & FrameFacts::has_flags) == 0 ||
+                                (facts.flags & kpf_nopage) != 0 || first.value < marker_end;
+          const std::uint64_t step = by_place ? 1 : frames;
+          for (std::uint64_t i = 0; i < frames; i += step) {
+            open = open && add(step, kind_of(extent, first + i, facts));
+          }
+          return open;
+        });
+    if (!read && !open) return;
   }
-  if (rest.bytes != 0) out.add(rest);
-  out.flush();
+  if (open && rest.bytes != 0) open = out.add(rest);
+  if (open) out.flush();
 }
 
 Reason EntryKinds::kind_of(const Extent& extent, Pfn frame, const FrameFacts& facts) {
@@ -130,11 +131,11 @@ std::optional<std::uint64_t> EntryKinds::flags_of(Pfn frame) {
   // A reader of its own: the one that is being read from holds the frames around.
   auto reader = FrameReader::open(root_, FrameFacts::has_flags);
   if (!reader) return flags;
-  (void)reader->read(frame, 1, [&](Pfn, std::uint64_t, const FrameFacts& facts) {
+  const auto read = reader->read(frame, 1, [&](Pfn, std::uint64_t, const FrameFacts& facts) {
     if ((facts.known & FrameFacts::has_flags) != 0) flags = facts.flags;
     return true;
   });
-  return flags;
+  return read ? flags : std::nullopt;
 }
 
 FrameReader* EntryKinds::frames() {

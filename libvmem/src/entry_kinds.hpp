@@ -5,6 +5,7 @@
 #pragma once
 
 #include <optional>
+#include <utility>
 
 #include "vmem/frames.hpp"
 #include "vmem/pages.hpp"
@@ -15,7 +16,7 @@ namespace vmem {
 class EntryKinds {
  public:
   /// Nothing is opened before the first entry that names a frame.
-  explicit EntryKinds(const SysRoot& root) : root_(root) {}
+  explicit EntryKinds(SysRoot root) : root_(std::move(root)) {}
 
   /// Hands on `extent`, cut where its pages prove to be of different kinds, with the reason that is
   /// certain. What is no Reason::migration_or_device goes on as it is.

@@ -96,7 +96,7 @@ bool never_merged(const SysRoot& root) {
 /// What is to be believed of the flags "anon" and "ksm".
 class Doubts {
  public:
-  explicit Doubts(const SysRoot& root) : root_(root) {}
+  explicit Doubts(SysRoot root) : root_(std::move(root)) {}
 
   void judge(FrameFacts& facts, const Fd& kpageflags) {
     constexpr std::uint64_t both = kpf_anon | kpf_ksm;

@@ -23,14 +23,15 @@ inline void with_leaf_sizes(Translator& tables, const Extent& extent, PageSize p
   Extent rest = extent;
   bool open = true;
   // What an error left out goes on as it came.
-  (void)tables.walk({extent.va, extent.end()}, {}, [&](const Extent& told) {
-    if (told.va != rest.va || rest.bytes == 0) return false;
-    const std::uint64_t bytes = std::min(told.bytes, rest.bytes);
-    Extent part = cut_front(rest, bytes, page_size);
-    if (told.state == PageState::resident && told.pfn == part.pfn)
-      part.leaf_shift = told.leaf_shift;
-    return open = out.add(part);
-  });
+  [[maybe_unused]] const auto walked =
+      tables.walk({extent.va, extent.end()}, {}, [&](const Extent& told) {
+        if (told.va != rest.va || rest.bytes == 0) return false;
+        const std::uint64_t bytes = std::min(told.bytes, rest.bytes);
+        Extent part = cut_front(rest, bytes, page_size);
+        if (told.state == PageState::resident && told.pfn == part.pfn)
+          part.leaf_shift = told.leaf_shift;
+        return open = out.add(part);
+      });
   if (open && rest.bytes != 0) open = out.add(rest);
   if (open) out.flush();
 }

@@ -10,9 +10,8 @@ namespace vmem {
 namespace {
 
 bool number(std::string_view text, std::uint64_t& value, int base = 10) {
-  const char* const end = text.data() + text.size();
-  const auto [at, error] = std::from_chars(text.data(), end, value, base);
-  return error == std::errc{} && at == end;
+  const auto [at, error] = std::from_chars(text.data(), text.data() + text.size(), value, base);
+  return error == std::errc{} && at == text.data() + text.size();
 }
 
 }  // namespace
@@ -63,7 +62,8 @@ bool NumaMapsReader::advance() {
       }
       rest_ = *chunk;
     }
-    if ((current_ = parse_numa_maps_line(take_line(rest_)))) return true;
+    current_ = parse_numa_maps_line(take_line(rest_));
+    if (current_) return true;
   }
 }
 

@@ -332,6 +332,7 @@ Result<std::vector<PaRange>> read_dax_mappings(const SysRoot& root, const std::s
   }
   std::ranges::sort(mappings, {}, &Mapping::offset);
   std::vector<PaRange> ranges;
+  ranges.reserve(mappings.size());
   for (const Mapping& mapping : mappings) ranges.push_back(mapping.range);
   return ranges;
 }

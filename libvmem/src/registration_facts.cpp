@@ -9,6 +9,7 @@
 #include <charconv>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "kernel_release.hpp"
 #include "line_chunks.hpp"
@@ -129,7 +130,7 @@ PinRules::PinRules(const std::string& release) {
   if (!vendor || *kernel >= 602) always_writes = *kernel < 602;
 }
 
-PinZones::PinZones(const SysRoot& root) : root_(root) {
+PinZones::PinZones(SysRoot root) : root_(std::move(root)) {
   read_zones();
   read_cma();
 }

@@ -64,7 +64,7 @@ enum class Told : std::uint8_t {
 /// memory blocks' valid_zones (zones' spans may overlap), CMA by debugfs.
 class PinZones {
  public:
-  explicit PinZones(const SysRoot& root);
+  explicit PinZones(SysRoot root);
 
   Told movable_told() const { return movable_told_; }
   Told cma_told() const { return cma_told_; }

@@ -228,7 +228,7 @@ class Summing {
                           std::uint64_t& into, unsigned shift = 0) {
       if (sums_.known(which) || !bytes) return;
       into = *bytes << shift;
-      sums_.unknown &= static_cast<std::uint32_t>(~which);
+      sums_.unknown &= ~which;
     };
     if (entry->rss && !sums_.known(unknown_sum::rss)) {
       if (table_bytes_ != 0) {
@@ -417,7 +417,7 @@ class Summing {
     }
     if (extent.backend != Backend::pagemap) {
       // What pagemap does not show is VM_PFNMAP: in no count of the kernel's.
-      if (!only_tables_ || maps_frame_numbers() == true) return uncounted(extent.bytes);
+      if (!only_tables_ || maps_frame_numbers().value_or(false)) return uncounted(extent.bytes);
       if (!maps_frame_numbers()) {
         sums_.unknown |= unknown_sum::rss | unknown_sum::pss | unknown_sum::uss |
                          unknown_sum::nodes |

@@ -532,9 +532,9 @@ Result<Check> WindowSources::derive(const Process& process, const Vma& vma, Clas
   }
   if (vma.path.empty())
     return fail(Errc::not_supported, "only the driver that made it knows where it must be", {});
-  std::string said = state_->unproven_address(base_name(name));
+  const std::string said = state_->unproven_address(base_name(name));
   return fail(Errc::not_supported, "only its driver knows where it must be",
-              said.empty() ? vma.path : std::move(said));
+              said.empty() ? vma.path : said);
 }
 
 }  // namespace vmem
