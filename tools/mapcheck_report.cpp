@@ -187,7 +187,7 @@ void print_json(Output& out, const Report& report, const SysRoot& root, bool lin
     if (!line) out.append("\n");
     out.relieve();
   };
-  out.append(json_prologue("mapcheck", root, report.access, report.backend));
+  out.append(json_prologue("mapcheck", root, report.access, report.backend, report.flags_from));
   out.append(",");
   newline();
   out.append("\"checks\":[");

@@ -219,6 +219,7 @@ class Look {
     }
     if (report_.access == PfnAccess::unknown) report_.access = pfn_access(process, **translator);
     report_.backend = (*translator)->backend();
+    if (options_.json) report_.flags_from = flags_source_name(inspector, process.root());
     const WalkOptions walk{.threads = usable_cpus(2), .stop = interrupted};
     std::vector<CheckResult> results =
         check_mappings(process, **translator, inspector, sources_, checks, walk);

@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "cli.hpp"
@@ -57,6 +58,7 @@ struct Report {
   std::vector<Unchecked> unchecked;
   PfnAccess access = PfnAccess::unknown;
   Backend backend = Backend::pagemap;
+  std::string_view flags_from;  ///< as json_prologue() says it
   std::deque<Check> derived;  ///< the checks of --auto
   std::uint64_t pass = 0, fail = 0, unverified = 0;
   std::string why;  ///< of the first that is unverified

@@ -493,7 +493,7 @@ class Vmastat {
       if (!allowed) fail(allowed.error());
       thp_allowed_ = allowed.value_or(std::nullopt);
     }
-    if (options_.json && !begun_) begin_json(*process, **translator);
+    if (options_.json && !begun_) begin_json(*process, **translator, inspector);
     if (report_)
       report_->begin(*process);
     else
@@ -527,6 +527,10 @@ class Vmastat {
     ++processes_;
     total_.add(sums);
     if (!read) refused(read.error());
+    if (const Error* const missing = inspector.missing(); missing != nullptr && !options_.all)
+      fail(*missing);
+    if (inspector.smaps_stalled() && options_.json && !grouped_)
+      messages_.error(smaps_stalled_text, smaps_stalled_hint);
     compare_map_count(*process);
     if (report_)
       report_->end(sums, read.has_value());
@@ -534,10 +538,12 @@ class Vmastat {
       end_process(*process, sums);
   }
 
-  void begin_json(const Process& process, Translator& translator) {
+  void begin_json(const Process& process, Translator& translator, VmaInspector& inspector) {
     begun_ = true;
-    out_.append(
-        json_prologue("vmastat", root_, pfn_access(process, translator), translator.backend()));
+    // Groups have no VmFlags: nothing is opened for them.
+    out_.append(json_prologue("vmastat", root_, pfn_access(process, translator),
+                              translator.backend(),
+                              grouped_ ? "" : flags_source_name(inspector, root_)));
     out_.append(",\"max_map_count\":");
     out_.append(max_map_count_ ? std::to_string(*max_map_count_) : "null");
     out_.append(grouped_ ? ",\n\"groups\":[" : ",\n\"processes\":[");
