@@ -32,9 +32,9 @@ std::string_view directory_of(std::string_view path) {
 
 std::optional<std::uint64_t> number(std::string_view text) {
   std::uint64_t value = 0;
-  const char* const end = text.data() + text.size();
-  const auto read = std::from_chars(text.data(), end, value);
-  return read.ec == std::errc{} && read.ptr == end ? std::optional(value) : std::nullopt;
+  const auto read = std::from_chars(text.data(), text.data() + text.size(), value);
+  return read.ec == std::errc{} && read.ptr == text.data() + text.size() ? std::optional(value)
+                                                                         : std::nullopt;
 }
 
 struct SegmentName {
@@ -114,14 +114,12 @@ class Reader {
     if (name.huge) {
       if (const auto size = inspector_.hugetlb_page_size(vma)) {
         page = size->bytes();
-      } else if (only_huge) {
-        return;
-      } else if (const auto entry = inspector_.smaps(vma)) {
+      } else if (const auto entry = only_huge ? std::nullopt : inspector_.smaps(vma)) {
         // A hugetlbfs that was unmounted since is no file system that mountinfo knows.
         if (!entry->kernel_page_size || *entry->kernel_page_size == process_.root().page_size())
           return;  // small pages: called so by chance
         page = entry->kernel_page_size->bytes();
-      } else if ((vma.range.bytes() & ((1 << 20) - 1)) != 0) {
+      } else if (only_huge || (vma.range.bytes() & ((1 << 20) - 1)) != 0) {
         return;
       }
     }

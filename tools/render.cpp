@@ -161,8 +161,8 @@ std::string printable(std::string_view name) {
 }
 
 std::string json_string(std::string_view text) {
-  const std::string quoted = nlohmann::json(std::string(text))
-                                 .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  std::string quoted = nlohmann::json(std::string(text))
+                           .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
   const auto plain = [](char c) { return c >= 0x20 && c < 0x7f; };
   if (std::ranges::all_of(quoted, plain)) return quoted;
   // It is UTF-8 now, without controls below 0x20; what shown_character() refuses still is a C1

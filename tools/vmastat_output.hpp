@@ -27,13 +27,13 @@ struct StatRow {
   const MemorySums* before = nullptr;  ///< --watch: of the last look; null: there was none
   bool branch = false;  ///< --tree: `key` stands for the name
   // Of a group: what all its mappings are; empty: they differ.
-  std::optional<VmaClass> group_class = {};
-  std::optional<VmaKind> group_kind = {};
+  std::optional<VmaClass> group_class;
+  std::optional<VmaKind> group_kind;
   // Of a mapping, where asked for; empty: not known.
-  std::string_view policy = {};
-  std::string_view split = {};
-  std::string_view thp = {};
-  std::string_view time = {};  ///< of the look, "12:34:56"
+  std::string_view policy;
+  std::string_view split;
+  std::string_view thp;
+  std::string_view time;  ///< of the look, "12:34:56"
 };
 
 enum class StatColumn : std::uint8_t {

@@ -983,6 +983,14 @@ class Vmastat {
   const bool policy_;
   const bool split_;
   const bool thp_;
+  const bool capable_ = !root_.recorded() && may_look_into_all();
+  bool refused_said_ = false;
+  bool begun_ = false;
+  bool hidden_ = false;
+  bool changed_ = false;
+  bool no_policy_ = false, no_split_ = false, no_thp_ = false;
+  std::optional<bool> thp_allowed_;
+  Status status_ = Status::good;
   const Messages messages_{"vmastat"};
   Output out_{interrupted};
   StatTable table_;
@@ -997,8 +1005,6 @@ class Vmastat {
   std::size_t processes_ = 0;
   std::size_t vmas_ = 0;  ///< of the process that is being printed
   std::vector<Refused> refused_;
-  const bool capable_ = !root_.recorded() && may_look_into_all();
-  bool refused_said_ = false;
   std::optional<std::string_view> hidden_processes_;  ///< why not all are seen
   std::optional<std::uint64_t> max_map_count_;
   std::uint64_t map_count_ = 0;  ///< of the process that is being read
@@ -1012,17 +1018,11 @@ class Vmastat {
   };
   std::optional<Neighbour> before_;
   ThpMachine machine_;
-  std::optional<bool> thp_allowed_;
   std::vector<std::string_view> thp_seen_;  ///< words, as they came
-  bool begun_ = false;
-  bool hidden_ = false;
-  bool changed_ = false;
   std::uint32_t unknown_ = 0;
   std::uint32_t row_unknown_ = 0;  ///< of rows by node alone
   std::uint64_t leaves_untold_ = 0;  ///< bytes
-  bool no_policy_ = false, no_split_ = false, no_thp_ = false;
   std::string error_;  ///< the first, for the JSON document
-  Status status_ = Status::good;
 };
 
 std::vector<StatColumn> default_columns(const StatOptions& options, bool several) {
