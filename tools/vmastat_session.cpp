@@ -485,6 +485,14 @@ class Vmastat {
     };
     auto process = root_.process(pid);
     if (!process) return refused(process.error());
+    // Lines are read more than once; the others are answered all the same.
+    process->skip_odd_lines([this, last = std::uint64_t{0}, left = 8](const OddLine& line) mutable {
+      if (line.line <= last) return;
+      last = line.line;
+      if (left-- > 0)
+        fail(fmt::format("reading maps: {}: line {}: {}: left out", line.path, line.line,
+                         line.what));
+    });
     auto translator = open_source(options_, *process);
     if (!translator) return refused(translator.error());
     VmaInspector inspector{*process, vm_flags_source(*process, **translator)};

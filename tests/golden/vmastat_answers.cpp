@@ -486,3 +486,19 @@ for s in rss[:4]: print(s.labels["comm"])
     for (std::size_t i = 0; i < c.first.size(); ++i) CHECK(said.at(i + 1) == c.first[i]);
   }
 }
+
+TEST_CASE("vmastat: one odd line of maps does not take the other mappings with it") {
+  const SystemModel system{.manifest = full,
+                           .processes = {{.pid = 1,
+                                          .maps = "10000-12000 rw-p 00000000 00:00 0 \n"
+                                                  "20000-20000 rw-p 00000000 00:00 0 \n"
+                                                  "30000-31000 rw-p 00000000 00:00 0 [stack]\n",
+                                          .entries = {{0x10000, 2, entry::present | 7, 1}}}}};
+  const RunResult result = Tree(system).vmastat({"-o", "start,size,name", "--bytes", "1"});
+  CHECK(result.status == 2);
+  CHECK(result.err.find("line 2: an empty mapping: left out") != std::string::npos);
+  const auto rows = lines(result.out);
+  REQUIRE(rows.size() == 4);
+  CHECK(fields(rows[1]) == std::vector<std::string>{"0x10000", "8192", "-"});
+  CHECK(fields(rows[2]) == std::vector<std::string>{"0x30000", "4096", "[stack]"});
+}
