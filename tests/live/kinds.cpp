@@ -36,12 +36,18 @@ void check_mapping(const Mapping& m, const std::vector<Answer>& answers) {
   }
 }
 
+/// What a machine lacks that cannot make this kind.
+const char* feature_of(const std::string& skip) {
+  return skip.starts_with("dma-buf") ? "udmabuf" : "pfn";
+}
+
 }  // namespace
 
 TEST_CASE("every kind of memory: states and frames agree with the plain reader") {
   const HugePages huge_pages;
   const KindsChild child;
-  for (const std::string& skip : child.skips()) skip_or_fail("pfn", "memory kind " + skip);
+  for (const std::string& skip : child.skips())
+    skip_or_fail(feature_of(skip), "memory kind " + skip);
   stop(child.pid());
   const Process process = process_of(child.pid());
   for (const unsigned threads : {1U, 2U}) {
@@ -85,7 +91,8 @@ TEST_CASE("every kind of memory: class, kind, states and leaves are what the chi
 
 TEST_CASE("what pagemap cannot see is unseen, and says why") {
   const KindsChild child({"vdso", "vsyscall", "perf-ring"});
-  for (const std::string& skip : child.skips()) skip_or_fail("pfn", "memory kind " + skip);
+  for (const std::string& skip : child.skips())
+    skip_or_fail(feature_of(skip), "memory kind " + skip);
   stop(child.pid());
   const auto answers = library_read(process_of(child.pid()));
   const auto smaps = plain_smaps(child.pid());
