@@ -414,21 +414,19 @@ class Auditor {
   }
 
   void nodes(Open& o, VaRange part, PhysAddr pa) const {
+    const auto evidence = [&](std::uint64_t from, std::uint64_t bytes) {
+      return Evidence{.va = part.start + from, .bytes = bytes, .pfn = page_size_.frame(pa + from)};
+    };
+    if (!numa_ && one_node_ && !view_.device_memory)
+      return on_node(o, 0, evidence(0, part.bytes()));
+    if (!numa_) return on_unknown_node(o, evidence(0, part.bytes()));
     for (std::uint64_t done = 0; done < part.bytes();) {
       const PhysAddr at = pa + done;
-      std::uint64_t bytes = part.bytes() - done;
-      std::optional<unsigned> node;
-      if (numa_) {
-        bytes = std::min(bytes, numa_->run_end(at) - at);
-        node = numa_->node(at);
-      } else if (one_node_ && !view_.device_memory) {
-        node = 0;
-      }
-      const Evidence evidence{.va = part.start + done, .bytes = bytes, .pfn = page_size_.frame(at)};
-      if (node)
-        on_node(o, *node, evidence);
+      const std::uint64_t bytes = std::min(part.bytes() - done, numa_->run_end(at) - at);
+      if (const auto node = numa_->node(at))
+        on_node(o, *node, evidence(done, bytes));
       else
-        on_unknown_node(o, evidence);
+        on_unknown_node(o, evidence(done, bytes));
       done += bytes;
     }
   }
