@@ -306,9 +306,14 @@ class Vtop {
       fail(reader.error());
     if (auto iomem = Iomem::read(process_.root()))
       iomem_ = std::move(*iomem);
-    else if (iomem.error().code == Errc::malformed)
+    else if (iomem.error().code != Errc::not_found &&
+             (iomem.error().code != Errc::permission ||
+              process_.root().pfn_access() == PfnAccess::full))  // else hidden PFNs are said
       fail(iomem.error());
-    if (auto numa = NumaMap::read(process_.root())) numa_ = std::move(*numa);
+    if (auto numa = NumaMap::read(process_.root()))
+      numa_ = std::move(*numa);
+    else if (numa.error().code != Errc::not_found)
+      fail(numa.error());
   }
 
   /// The place of a frame: its node and region, and where either changes.
