@@ -53,7 +53,7 @@ using Lines = std::vector<std::string>;
 
 TEST_CASE("a poisoned frame is told whatever the entry's type, and nothing else is poison") {
   // 26 on Linux 6.1, 27 on 6.12.
-  for (const std::uint64_t type : {23, 26, 27, 30})
+  for (const std::uint64_t type : {23U, 26U, 27U, 30U})
     CHECK(told(system_of(0x433c, hwpoison, 1, type)) ==
           Lines{"1 poison: poison: frame 0x433c was lost to a memory error"});
   CHECK(told(system_of(0x433c, anon, 1, 27)) ==
