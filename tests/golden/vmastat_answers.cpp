@@ -179,7 +179,7 @@ TEST_CASE("the columns of a group tell what the group is") {
   }
   const auto nodes = tool_json("vmastat", words("--sysroot arm64-64k -J --by node 2001"));
   for (const auto& group : nodes["groups"])
-    CHECK(std::to_string(group["node"].get<int>()) == group["key"]);
+    CHECK(std::to_string(group["node"].get<int>()) == group["key"].get<std::string>());
   const auto files = tool_json("vmastat", words("--sysroot x86-64 -J --by file 1042"));
   for (const auto& group : files["groups"]) CHECK(group["file"] == group["key"]);
 }
