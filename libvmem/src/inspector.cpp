@@ -162,14 +162,19 @@ struct VmaInspector::State {
     return take_number(text, kib) && kib <= bounded_table_bytes / 1024;
   }
 
+  struct QuickAnswer {
+    std::optional<VmFlags> flags;
+    bool settled = false;  ///< smaps would know no more
+  };
+
   /// What the quicker source knows of just this VMA.
-  std::optional<VmFlags> quick_flags(const Vma& vma) {
+  QuickAnswer quick_flags(const Vma& vma) {
     if (!flags_source) return {};
     if (flagged.empty() && !process->root().recorded() && is_smaps_bounded()) return {};
     // The kernel's own VMA (get_gate_vma()), in no process's list.
     if (vma.path == gate && !flagged.empty()) {
       const VmFlags* const own = own_flags(vma.path);
-      return own != nullptr ? std::optional(*own) : std::nullopt;
+      return {own != nullptr ? std::optional(*own) : std::nullopt, own != nullptr};
     }
     if (told(vma) == nullptr) {
       auto now = flags_source(vma.range.start);
@@ -180,7 +185,10 @@ struct VmaInspector::State {
       flagged = std::move(*now);
     }
     const FlaggedVma* const known = told(vma);
-    return known != nullptr ? known->flags : std::nullopt;
+    // A VMA that is gone, or another one by now, is so in smaps, too, and the target would wait for
+    // that answer.
+    if (known == nullptr) return {.flags = {}, .settled = true};
+    return {known->flags, known->flags.has_value()};
   }
 
   /// The mount with the VMA's device number; null where none has it. Check mounts_refused.
@@ -399,7 +407,7 @@ bool VmaInspector::flags_from_smaps() {
 }
 
 std::optional<VmFlags> VmaInspector::flags(const Vma& vma, std::size_t most) {
-  if (auto told = state_->quick_flags(vma)) return told;
+  if (auto told = state_->quick_flags(vma); told.settled) return std::move(told.flags);
   auto entry = state_->smaps_entry(vma, most);
   return entry ? std::move(entry->flags) : std::nullopt;
 }
@@ -514,7 +522,7 @@ VmaInspector::Blindness VmaInspector::confirm_blindness(const Vma& vma) {
     const auto now = find_vma(*s.process, vma.range.start);
     if (!now || *now != vma) return Blindness::gone;
     if (looks == 0 && (s.is_smaps_bounded() || s.flags_source)) {
-      const std::optional<VmFlags> codes = s.is_smaps_bounded() ? flags(vma) : s.quick_flags(vma);
+      const std::optional<VmFlags> codes = s.is_smaps_bounded() ? flags(vma) : s.quick_flags(vma).flags;
       if (codes) return codes->has("pf") ? Blindness::pfnmap : Blindness::sighted;
     }
     if (s.sight.ask(*s.process, vma.range.start) == PagemapSight::Answer::sighted)
