@@ -21,6 +21,7 @@
 #include "report_file.hpp"
 #include "targets.hpp"
 #include "vma_json.hpp"
+#include "vmastat_pool.hpp"
 #include "vmastat_report.hpp"
 #include "vmastat_thp.hpp"
 
@@ -112,6 +113,11 @@ bool may_look_into_all() {
   return has(CAP_SYS_PTRACE) && (has(CAP_DAC_READ_SEARCH) || has(CAP_DAC_OVERRIDE));
 }
 
+/// What lies in a driver's mapping is in these sums alone.
+constexpr std::uint32_t sums_of_drivers = unknown_sum::device | unknown_sum::uncounted |
+                                          unknown_sum::leaf | unknown_sum::extents;
+constexpr std::string_view unseen_hint =
+    "a driver's mapping (VM_PFNMAP): BPF or the kernel module read its page tables";
 constexpr std::string_view stronger = "it has capabilities that you have not, or an LSM refuses";
 
 /// Empty: the system does not say it.
@@ -287,15 +293,41 @@ class Vmastat {
         (shown_sums(table_.columns()) & unknown_sum::leaf) != 0) {
       fail(fmt::format("the leaf sizes of {} could not be told", human_size(leaves_untold_, false)),
            "page tables tell them: use --backend bpf or kmod");
+    } else if (unseen_ != 0 && all_by_default && error_.empty()) {
+      fail(fmt::format("what is mapped in {} of drivers' mappings (VM_PFNMAP) could not be seen",
+                       human_size(unseen_, false)),
+           unseen_hint);
     }
     if (!refused_.empty() && !refused_said_) fail_refused();
     if (hidden_processes_ && options_.all)
       fail(*hidden_processes_, "see hidepid in proc(5): CAP_SYS_PTRACE lifts it");
     else if (hidden_processes_)
       raise(Status::unanswered);  // find_targets() has said it
+    say_what_no_mapping_shows();
     const Status status = finish_output(out_, status_, messages_);
     if (interrupted()) end_by_signal();
     return static_cast<int>(status);
+  }
+
+  /// What the sums of mappings cannot have. No answer is less for it.
+  void say_what_no_mapping_shows() {
+    if (options_.json || report_ || interrupted() ||
+        !shows(table_.columns(), StatColumn::hugetlb) || (!options_.all && untouched_hugetlb_ == 0))
+      return;
+    const auto pool = read_huge_page_pool(root_);
+    if (!pool) return;
+    out_.flush();
+    // A page that several processes map counts several times: there may be more, and never less.
+    if (options_.all && pool->used > total_.hugetlb)
+      messages_.error(
+          fmt::format("huge pages: {} of the pool is in use, and no process read here maps it",
+                      human_size(pool->used - total_.hugetlb, false)),
+          "files of hugetlbfs, memfds and SysV segments keep huge pages that nobody maps: "
+          "grep hugetlbfs /proc/mounts; ipcs -m");
+    if (pool->reserved != 0)
+      messages_.error(
+          fmt::format("huge pages: {} of the pool is reserved for mappings that have not touched it",
+                      human_size(pool->reserved, false)));
   }
 
   /// What was asked for by name and cannot be had is said, and raises the status.
@@ -318,9 +350,8 @@ class Vmastat {
       const std::string_view name = stat_column_name(column);
       if ((missing & unknown_sum::smaps) != 0)
         untold(name, "smaps cannot be read, or this kernel's smaps does not say it");
-      else if ((missing & unknown_sum::device) != 0 || (missing & unknown_sum::leaf) != 0)
-        untold(name,
-               "a driver's mapping (VM_PFNMAP): BPF or the kernel module read its page tables");
+      else if (missing != 0 && unseen_ != 0 && (missing & ~sums_of_drivers) == 0)
+        untold(name, unseen_hint);
       else if ((missing & unknown_sum::nodes) != 0)
         untold(name, "neither frames nor numa_maps tell on which node it lies");
       else if ((missing & unknown_sum::ksm) != 0)
@@ -522,6 +553,11 @@ class Vmastat {
       changed_ = changed_ || stats.sums.changed != 0;
       unknown_ |= stats.sums.unknown;
       leaves_untold_ += stats.sums.leaf.at(0);
+      if (stats.classification.kind == VmaKind::hugetlb)
+        untouched_hugetlb_ += stats.sums.size - std::min(stats.sums.size, stats.sums.hugetlb);
+      if (const VmaKind kind = stats.classification.kind;
+          kind != VmaKind::vvar && kind != VmaKind::vsyscall)
+        unseen_ += stats.sums.unseen;
       if (stats.vma.path != gate) ++map_count_;
       if (report_)
         report_->vma(stats);
@@ -1030,6 +1066,8 @@ class Vmastat {
   std::uint32_t unknown_ = 0;
   std::uint32_t row_unknown_ = 0;  ///< of rows by node alone
   std::uint64_t leaves_untold_ = 0;  ///< bytes
+  std::uint64_t untouched_hugetlb_ = 0;  ///< bytes of hugetlb mappings without a page
+  std::uint64_t unseen_ = 0;  ///< bytes of address space, but for the kernel's own pages
   std::string error_;  ///< the first, for the JSON document
 };
 

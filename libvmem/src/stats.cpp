@@ -372,11 +372,12 @@ class Summing {
         return;
       case PageState::unseen:
         sums_.unseen += extent.bytes;
-        if (extent.reason == Reason::gate_vma) return;
         // Anything may be there.
         if (extent.reason == Reason::table_unreadable) sums_.unknown |= unknown_sum::all;
-        if (device_)
-          sums_.unknown |= unknown_sum::device | unknown_sum::extents | unknown_sum::leaf;
+        // The kernel's own pages, the same in every process, count where they are seen.
+        if (classification_.kind == VmaKind::vvar || extent.reason == Reason::gate_vma) return;
+        sums_.unknown |= unknown_sum::extents | unknown_sum::leaf |
+                         (device_ ? unknown_sum::device : unknown_sum::uncounted);
         return;
       case PageState::changed:
         sums_.changed += extent.bytes;

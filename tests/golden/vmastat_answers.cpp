@@ -391,6 +391,75 @@ TEST_CASE("a column that was named and cannot be told raises the status, whateve
   }
 }
 
+/// A perf ring, of which only page tables tell what it maps, and memory beside it.
+SystemModel unseen_system() {
+  const std::string memory = "7f0000000000-7f0000002000 rw-p 00000000 00:00 0 \n";
+  const std::string ring =
+      "7f0000800000-7f0000803000 rw-s 00000000 00:10 9                          "
+      "anon_inode:[perf_event]\n";
+  SystemModel system;
+  system.manifest = full;
+  ProcessModel process;
+  process.pid = 7;
+  process.maps = memory + ring;
+  process.files["smaps"] = memory + "Rss: 8 kB\nPss: 8 kB\nVmFlags: rd wr mr mw me ac \n" + ring +
+                           "Rss: 0 kB\nPss: 0 kB\nVmFlags: rd wr sh mr mw me ms pf dd \n";
+  process.entries = {
+      {.va = 0x7f0000000000,
+       .pages = 2,
+       .first = entry::present | entry::exclusive | 0x500,
+       .step = 1}};
+  system.processes.push_back(process);
+  system.frames = {{.first = 0x500, .frames = 2, .flags = 0x1828, .mapcount = 1, .memcg = {}}};
+  return system;
+}
+
+TEST_CASE("what lies in a mapping that nobody could see is unknown, not nothing") {
+  const Tree tree(unseen_system());
+  for (const char* name : {"uncounted", "mapped", "leaf", "extents", "largest"}) {
+    INFO(name);
+    const RunResult result = tree.vmastat({"--noheadings", "-o", name, "7"});
+    CHECK(result.status == 2);
+    const auto rows = lines(result.out);
+    REQUIRE(rows.size() == 2);
+    CHECK(fields(rows[0]) != std::vector<std::string>{"-"});
+    CHECK(fields(rows[1]) == std::vector<std::string>{"-"});
+    CHECK(result.err.find("VM_PFNMAP") != std::string::npos);
+  }
+  // The kernel counts none of it.
+  for (const char* name : {"rss", "pss", "uss", "device", "unseen", "size"})
+    CHECK(tree.vmastat({"-o", name, "7"}).status == 0);
+  const auto document = tree.json({"7"});
+  const auto& ring = document["processes"][0]["vmas"][1];
+  CHECK(ring["kind"] == "perf");
+  CHECK(ring["uncounted"].is_null());
+  CHECK(ring["mapped"].is_null());
+  CHECK(ring["extents"].is_null());
+  CHECK(ring["leaf"].is_null());
+  CHECK(ring["rss"] == 0);
+}
+
+TEST_CASE("huge pages of the pool that no mapping shows are said, where hugetlb is shown") {
+  SystemModel system = unseen_system();
+  const std::string folder = "sys/kernel/mm/hugepages/hugepages-2048kB/";
+  system.files[folder + "nr_hugepages"] = "16\n";
+  system.files[folder + "free_hugepages"] = "14\n";
+  system.files[folder + "resv_hugepages"] = "3\n";
+  const Tree tree(system);
+  const RunResult all = tree.vmastat({"-a", "--by", "kind", "-o", "hugetlb,name"});
+  CHECK(all.status == 0);
+  CHECK(all.err.find("huge pages: 4.0M of the pool is in use, and no process") !=
+        std::string::npos);
+  CHECK(all.err.find("6.0M of the pool is reserved") != std::string::npos);
+  CHECK(tree.vmastat({"-a", "-o", "rss"}).err.empty());
+  CHECK(tree.vmastat({"-o", "hugetlb", "7"}).err.empty());
+  system.files[folder + "free_hugepages"] = "17\n";  // more than there are
+  CHECK(Tree(system).vmastat({"-a", "-o", "hugetlb"}).err.empty());
+  system.files[folder + "free_hugepages"] = "16\n";
+  system.files[folder + "resv_hugepages"] = "0\n";
+  CHECK(Tree(system).vmastat({"-a", "-o", "hugetlb"}).err.empty());
+}
+
 TEST_CASE("a process near vm.max_map_count is told, from nine tenths on") {
   SystemModel system = asked_system();
   for (const auto& [limit, near] : {std::pair{"6\n", false}, {"5\n", true}, {"4\n", true}}) {
