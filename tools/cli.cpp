@@ -70,6 +70,22 @@ std::string_view flags_source_name(VmaInspector& inspector, const SysRoot& root)
   return inspector.flags_from_smaps() ? "smaps" : "bpf";
 }
 
+void yield_to_others() {
+  // struct sched_attr (include/uapi/linux/sched/types.h), which not all headers have.
+  struct {
+    std::uint32_t size, policy;
+    std::uint64_t flags;
+    std::int32_t nice;
+    std::uint32_t priority;
+    std::uint64_t runtime, deadline, period;
+  } attributes{};
+  attributes.size = sizeof attributes;
+  if (syscall(SYS_sched_getattr, 0, &attributes, sizeof attributes, 0) != 0) return;
+  if (attributes.policy != SCHED_OTHER) return;
+  attributes.runtime = 100'000'000;  // nanoseconds, the longest
+  (void)syscall(SYS_sched_setattr, 0, &attributes, 0);
+}
+
 unsigned usable_cpus(unsigned most) {
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof set, &set) != 0) return most;  // more than CPU_SETSIZE CPUs

@@ -66,6 +66,11 @@ enum class Writes : std::uint8_t { output, files };
 /// they are its caller's. `also`: those that this tool needs besides, as bits (1 << CAP_…).
 void drop_capabilities(Writes writes, std::uint64_t also = 0);
 
+/// Lets whoever wakes up on this CPU go first, a thread of the target for one: tasks with a shorter
+/// slice preempt this one then (PREEMPT_SHORT in kernel/sched/fair.c, since Linux 6.12; kernels
+/// before ignore it). Threads and children inherit it.
+void yield_to_others();
+
 /// CPUs that this process may run on, `most` at most. (hardware_concurrency() reads a file of
 /// /sys, and does not know of taskset.)
 unsigned usable_cpus(unsigned most);

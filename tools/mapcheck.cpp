@@ -367,6 +367,7 @@ int run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   vmem::tools::drop_capabilities(vmem::tools::Writes::files);
+  vmem::tools::yield_to_others();
   // Who checks itself had better keep its own heap as it is meanwhile.
   mallopt(M_TOP_PAD, 4 << 20);
   mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());

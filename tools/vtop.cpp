@@ -106,6 +106,7 @@ int run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   vmem::tools::drop_capabilities(vmem::tools::Writes::output);
+  vmem::tools::yield_to_others();
   try {
     return vmem::tools::run(argc, argv);
   } catch (const std::bad_alloc&) {

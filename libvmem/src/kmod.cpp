@@ -16,6 +16,7 @@
 #include "extent_builder.hpp"
 #include "kmod/uapi/vmem.h"
 #include "page_table.hpp"
+#include "target_pace.hpp"
 
 namespace vmem {
 namespace {
@@ -240,9 +241,12 @@ class KmodTranslator final : public Translator {
       ask.runs = reinterpret_cast<std::uintptr_t>(runs.data());
       ask.runs_len =
           static_cast<std::uint32_t>(std::min<std::uint64_t>(runs.size(), (end - at) / page));
-      if (const int error = call(fd_, VMEM_IOC_RESOLVE, &ask); error != 0) {
-        return failed_call(process_, error, at);
+      int error = 0;
+      {
+        const auto turn = TargetPace::turn(process_);
+        error = call(fd_, VMEM_IOC_RESOLVE, &ask);
       }
+      if (error != 0) return failed_call(process_, error, at);
       const VirtAddr next{ask.next};
       if (ask.runs_count > ask.runs_len || next <= at || next > end) return nonsense(at);
       for (std::uint32_t i = 0; open && i < ask.runs_count; ++i) {

@@ -15,6 +15,7 @@
 #include "errors.hpp"
 #include "extent_builder.hpp"
 #include "pagemap_reader.hpp"
+#include "target_pace.hpp"
 
 namespace vmem {
 namespace {
@@ -218,7 +219,9 @@ class PagemapTranslator final : public Translator {
         if (auto read = reader.read({range.start, end}, add); !read) return read;
         range.start = end;
       }
-      if (open && range.bytes() > 2 * reader.stride()) {
+      // Two readers of a target that runs would only wait for each other, and one that has the lock
+      // and no CPU keeps the target waiting.
+      if (open && range.bytes() > 2 * reader.stride() && !TargetPace::runs(process_)) {
         return SharedWalk{process_, fd_, reader, options, range}.run(add);
       }
     }

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <ctime>
 
 #include "errors.hpp"
 #include "extent_builder.hpp"
@@ -26,6 +27,18 @@ constexpr std::uint64_t small_pages = 1024;
 /// first of a range stops at small_pages.
 constexpr std::uint64_t scanned_pages = 32768;
 constexpr std::uint64_t largest_window = std::uint64_t{1} << 40;
+/// In nanoseconds: a scan that takes longer is followed by shorter ones.
+constexpr std::int64_t longest_scan = 500'000;
+/// So many pages take some 10 us; less is not worth a look at the clock.
+constexpr std::uint64_t paced_pages = 512;
+/// What a huge leaf costs, in pages.
+constexpr std::uint64_t leaf_cost = 32;
+
+std::int64_t nanoseconds() {
+  timespec now{};
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * 1'000'000'000LL + now.tv_nsec;
+}
 
 }  // namespace
 
@@ -78,10 +91,19 @@ Result<void> PagemapReader::read(VaRange range, ExtentSink sink) {
   return {};
 }
 
+/// Before a call that looks at so many pages of a live process under its mmap_lock.
+TargetPace::Turn PagemapReader::take_turn(std::uint64_t pages) {
+  unpaced_ += pages;
+  if (unpaced_ < paced_pages) return {};
+  unpaced_ = 0;
+  return TargetPace::turn(process_);
+}
+
 /// Finds what is populated, then reads only that. Returns how far it came; nowhere, with
 /// dense_ or !can_scan_ set, where reading outright is the better way.
 Result<VirtAddr> PagemapReader::read_by_scan(VaRange window) {
   if (!regions_) regions_ = std::make_unique_for_overwrite<Region[]>(max_regions);
+  const std::int64_t before = seeks_holes_ ? 0 : nanoseconds();
   const auto scanned =
       seeks_holes_ ? next_data(window) : scan(window, scan_pages_, {regions_.get(), max_regions});
   if (!scanned) return window.start;
@@ -101,9 +123,14 @@ Result<VirtAddr> PagemapReader::read_by_scan(VaRange window) {
       return window.start;
     }
     scan_pages_ = std::min(scan_pages_ * 4, scanned_pages);
-    // Nothing at all is cheap to look at, and promises more of the same.
-    if (scanned->end == window.end)
-      window_ = std::min(window_ * (regions.empty() ? 16 : 2), largest_window);
+    // Nothing at all is cheap to look at, and promises more of the same; but tables that have
+    // become empty are looked at entry by entry, with the target's mmap_lock held all the while.
+    const std::int64_t taken = nanoseconds() - before;
+    const std::uint64_t more = regions.empty() ? 16 : 2;
+    if (taken > longest_scan)
+      window_ = std::max(window_ / 4 / chunk_bytes_ * chunk_bytes_, chunk_bytes_);
+    else if (scanned->end == window.end && taken * static_cast<std::int64_t>(more) <= longest_scan)
+      window_ = std::min(window_ * more, largest_window);
   }
 
   VirtAddr at = window.start;
@@ -139,8 +166,10 @@ Result<void> PagemapReader::read_outright(VaRange range, std::optional<unsigned>
       capacity_ = count == 1 ? 1 : page_size_.pages(chunk_bytes_);
       entries_ = std::make_unique_for_overwrite<std::uint64_t[]>(capacity_);
     }
+    auto turn = take_turn(count);
     auto got = read_at(fd_, entries_.get(), bytes,
                        page_size_.pages(part.start.value) * sizeof entries_[0]);
+    turn.end();
     if (!got) {
       got.error().what = "reading pagemap";
       got.error().path = process_.path("pagemap");
@@ -344,8 +373,10 @@ Result<void> PagemapReader::read_leaves(VaRange range) {
     const bool two = !pieces[1].empty() && leaf_range_.contains(pieces[1].start);
     const VirtAddr last_page = pieces[0].end - page_size_.bytes();
     std::uint64_t entries[2] = {};
+    auto turn = take_turn(leaf_cost);
     auto got = read_at(fd_, entries, (two ? 2 : 1) * sizeof entries[0],
                        page_size_.pages(last_page.value) * sizeof entries[0]);
+    turn.end();
     const std::size_t count = got ? *got / sizeof entries[0] : 0;
     for (std::size_t i = 0; i < (two ? 2 : 1) && open_; ++i) {
       const VirtAddr page = i == 0 ? last_page : pieces[1].start;
@@ -375,7 +406,9 @@ std::optional<PagemapReader::Scan> PagemapReader::scan(VaRange range, std::uint6
   argument.max_pages = max_pages;
   argument.category_anyof_mask = page_is_present | page_is_swapped;
   argument.return_mask = page_is_present | page_is_swapped | page_is_huge;
+  auto turn = take_turn(max_pages == 0 ? leaf_cost : paced_pages);
   const int found = ioctl(fd_.get(), pagemap::scan_request, &argument);
+  turn.end();
   if (found < 0 || argument.walk_end <= range.start.value || argument.walk_end > range.end.value) {
     can_scan_ = false;
     return {};

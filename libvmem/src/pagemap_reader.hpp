@@ -6,6 +6,7 @@
 #include <span>
 
 #include "pagemap_scan.hpp"
+#include "target_pace.hpp"
 #include "vmem/pages.hpp"
 
 namespace vmem {
@@ -49,6 +50,7 @@ class PagemapReader {
   static constexpr std::size_t chunk_pages = 8192;  // 64 KiB of entries
   static constexpr std::size_t max_regions = 512;
 
+  TargetPace::Turn take_turn(std::uint64_t pages);
   Result<VirtAddr> read_by_scan(VaRange window);
   Result<void> read_outright(VaRange range, std::optional<unsigned> leaf_shift);
   Result<void> read_leaves(VaRange range);
@@ -67,6 +69,7 @@ class PagemapReader {
 
   const Process& process_;
   const Fd& fd_;
+  std::uint64_t unpaced_ = 0;  ///< see take_turn()
   PageSize page_size_;
   PageSize pmd_size_;
   std::uint64_t chunk_bytes_;

@@ -19,6 +19,7 @@
 #include "leaf_sharing.hpp"
 #include "numa_maps.hpp"
 #include "pagemap_bits.hpp"
+#include "target_pace.hpp"
 #include "vmem/frames.hpp"
 
 namespace vmem {
@@ -167,7 +168,8 @@ class Summing {
     vma_.range = {seen_.start, seen_.end};
     if (swap_elsewhere()) sums_.unknown |= unknown_sum::swap;
     sums_.unknown |= unknown_sum::smaps;
-    if ((sums_.unknown & wanted_from_smaps()) != 0) ask_smaps();
+    // Of what kept changing smaps tells another moment, and holds the target up for it.
+    if (sums_.changed == 0 && (sums_.unknown & wanted_from_smaps()) != 0) ask_smaps();
     if (sums_.leaf.at(0) != 0) ask_smaps_for_leaves();
     const NumaMapsEntry* policy = nullptr;
     if (sums_.changed == 0 && (state_.options.policy || !sums_.known(unknown_sum::nodes)))
@@ -484,6 +486,7 @@ class Summing {
       entries_.resize(pages);
       bool read = false;
       if (pagemap_) {
+        const auto turn = TargetPace::turn(process_);
         const auto bytes = read_at(*pagemap_, entries_.data(), pages * sizeof(std::uint64_t),
                                    page_size_.pages(part.va.value) * sizeof(std::uint64_t));
         read = bytes && *bytes == pages * sizeof(std::uint64_t);

@@ -21,6 +21,7 @@
 #include "errors.hpp"
 #include "pagemap_bits.hpp"
 #include "proc_view.hpp"
+#include "target_pace.hpp"
 
 namespace vmem {
 
@@ -397,6 +398,7 @@ Result<Process> SysRoot::process(pid_t pid) const {
     if (attempt == 1) return fail(Errc::malformed, "opening process", process.path("status"));
     pid = static_cast<pid_t>(*tgid);
   }
+  if (!state_->recorded) process.pace_ = std::make_shared<TargetPace>(process.pid_);
   if (!stat) {
     // A recorded tree may be sparse: maps and pagemap are enough.
     if (auto comm = process.read_file("comm", 4096); comm) {

@@ -142,6 +142,8 @@ class VMEM_EXPORT SysRoot {
   std::shared_ptr<const State> state_;
 };
 
+class TargetPace;
+
 /// A process as a directory descriptor and a start time: a PID that is used again
 /// later is an error, never an answer about somebody else.
 class VMEM_EXPORT Process {
@@ -186,6 +188,7 @@ class VMEM_EXPORT Process {
  private:
   friend class SysRoot;
   friend class VmaReader;
+  friend class TargetPace;
   explicit Process(SysRoot root) : root_(std::move(root)) {}
   bool turn_to_living_thread();
   SysRoot root_;
@@ -195,6 +198,7 @@ class VMEM_EXPORT Process {
   std::optional<std::uint64_t> start_time_;
   std::uint64_t layout_ = 0;
   std::shared_ptr<const std::function<void(const OddLine&)>> odd_lines_;
+  std::shared_ptr<TargetPace> pace_;  ///< of those who read this process's page tables
 };
 
 /// preads until `bytes` are there, end of file, or an error. Returns the bytes read.
