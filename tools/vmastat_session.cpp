@@ -114,8 +114,8 @@ bool may_look_into_all() {
 }
 
 /// What lies in a driver's mapping is in these sums alone.
-constexpr std::uint32_t sums_of_drivers = unknown_sum::device | unknown_sum::uncounted |
-                                          unknown_sum::leaf | unknown_sum::extents;
+constexpr std::uint32_t sums_of_drivers =
+    unknown_sum::device | unknown_sum::uncounted | unknown_sum::leaf | unknown_sum::extents;
 constexpr std::string_view unseen_hint =
     "a driver's mapping (VM_PFNMAP): BPF or the kernel module read its page tables";
 constexpr std::string_view stronger = "it has capabilities that you have not, or an LSM refuses";
@@ -325,9 +325,9 @@ class Vmastat {
           "files of hugetlbfs, memfds and SysV segments keep huge pages that nobody maps: "
           "grep hugetlbfs /proc/mounts; ipcs -m");
     if (pool->reserved != 0)
-      messages_.error(
-          fmt::format("huge pages: {} of the pool is reserved for mappings that have not touched it",
-                      human_size(pool->reserved, false)));
+      messages_.error(fmt::format(
+          "huge pages: {} of the pool is reserved for mappings that have not touched it",
+          human_size(pool->reserved, false)));
   }
 
   /// What was asked for by name and cannot be had is said, and raises the status.
