@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "vmem/maps.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <utility>
@@ -190,15 +191,18 @@ bool parse_maps_line(std::string_view line, Vma& vma) {
 }
 
 Result<void> parse_maps(std::string_view text, FunctionRef<bool(const Vma&)> sink) {
-  const std::size_t total = text.size();
+  const std::string_view whole = text;
   LineParser parser;
   Vma vma;
   while (!text.empty()) {
-    const std::size_t offset = total - text.size();
     const std::size_t line = parser.take(text, vma);
     if (line == 0) {
+      const std::string_view before = whole.substr(0, whole.size() - text.size());
       return std::unexpected(
-          Error{.code = Errc::malformed, .what = "parsing maps", .path = {}, .address = offset});
+          Error{.code = Errc::malformed,
+                .what = "parsing maps",
+                .path = {},
+                .line = static_cast<std::uint64_t>(std::ranges::count(before, '\n')) + 1});
     }
     text.remove_prefix(line);
     if (!sink(vma)) break;

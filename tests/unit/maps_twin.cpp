@@ -96,17 +96,18 @@ class NaiveLine {
 /// All lines before the first bad one, and whether there is one.
 struct Answer {
   std::vector<Vma> vmas;
-  std::optional<std::uint64_t> bad;
+  std::optional<std::uint64_t> bad;  ///< its number
   friend bool operator==(const Answer&, const Answer&) = default;
 };
 
 Answer naive(std::string_view text) {
   Answer answer;
-  for (std::size_t at = 0; at < text.size();) {
+  std::uint64_t number = 1;
+  for (std::size_t at = 0; at < text.size(); ++number) {
     const std::size_t newline = std::min(text.find('\n', at), text.size());
     auto vma = NaiveLine(text.substr(at, newline - at)).parse();
     if (!vma) {
-      answer.bad = at;
+      answer.bad = number;
       break;
     }
     answer.vmas.push_back(std::move(*vma));
@@ -123,7 +124,7 @@ Answer parsed(std::string_view text) {
     answer.vmas.push_back(vma);
     return true;
   });
-  if (!result) answer.bad = result.error().address;
+  if (!result) answer.bad = result.error().line;
   return answer;
 }
 

@@ -264,11 +264,12 @@ TEST_CASE("a text of many lines") {
     REQUIRE(parse_maps(text, [&](const Vma&) { return ++seen < 2; }));
     CHECK(seen == 2);
   }
-  SECTION("a bad line is an error with its offset, after the good ones") {
+  SECTION("a bad line is an error with its number, after the good ones") {
     const auto result = parse_maps(text + "junk\n" + text, collect);
     REQUIRE_FALSE(result);
     CHECK(result.error().code == Errc::malformed);
-    CHECK(result.error().address == text.size());
+    CHECK(result.error().line == 4);
+    CHECK(to_string(result.error()) == "parsing maps: line 4: malformed or truncated");
     CHECK(vmas.size() == 3);
   }
   SECTION("an empty line is a bad line") { CHECK_FALSE(parse_maps(text + "\n" + text, collect)); }

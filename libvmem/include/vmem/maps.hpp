@@ -46,7 +46,7 @@ VMEM_EXPORT bool parse_maps_line(std::string_view line, Vma& vma);
 
 /// Calls `sink` for every line, in order, until it returns false. The Vma is reused:
 /// nothing is allocated per line beyond what the longest name takes. Errors: malformed,
-/// with the byte offset of the line as `address`.
+/// with the line's number.
 VMEM_EXPORT Result<void> parse_maps(std::string_view text, FunctionRef<bool(const Vma&)> sink);
 
 /// Reads maps as a stream: memory does not grow with the number of VMAs.
