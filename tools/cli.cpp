@@ -86,6 +86,21 @@ void yield_to_others() {
   (void)syscall(SYS_sched_setattr, 0, &attributes, 0);
 }
 
+std::string left_out_text(const OddLine& line) {
+  return fmt::format("reading maps: {}: line {}: {}: left out", line.path, line.line, line.what);
+}
+
+std::vector<std::string> left_out_texts(const Process& process) {
+  constexpr std::size_t most = 16;
+  const auto lines = process.odd_lines();
+  std::vector<std::string> texts;
+  for (const OddLine& line : lines.first(std::min(most, lines.size())))
+    texts.push_back(left_out_text(line));
+  if (lines.size() > most)
+    texts.push_back(fmt::format("{}: {} lines were left out", lines[0].path, lines.size()));
+  return texts;
+}
+
 unsigned usable_cpus(unsigned most) {
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof set, &set) != 0) return most;  // more than CPU_SETSIZE CPUs

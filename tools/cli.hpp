@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "render.hpp"
 #include "vmem/error.hpp"
@@ -52,6 +53,11 @@ std::string json_prologue(std::string_view tool, const SysRoot& root, PfnAccess 
 
 /// Where this inspector's VmFlags come from, as json_prologue() says it.
 std::string_view flags_source_name(VmaInspector& inspector, const SysRoot& root);
+
+/// What is said of a line of maps that was left out.
+std::string left_out_text(const OddLine& line);
+/// That of each line that was left out of a process's maps by now; of many the first, and how many.
+std::vector<std::string> left_out_texts(const Process& process);
 
 /// What is said of a process that smaps may have held up: text and hint.
 inline constexpr std::string_view smaps_stalled_text =

@@ -347,6 +347,7 @@ int run(int argc, char** argv) {
                                        words->empty() ? options.comm : words->front()),
                            messages);
     }
+    process->skip_odd_lines();
     if (options.print_policy) return print_policy(options, *process, messages);
     if (const auto source = open_source(options, *process); !source) {
       messages.error(source.error());

@@ -526,6 +526,8 @@ Result<PrintedPolicy> describe_policy(const Process& process, Translator& transl
                             process.pid(), printable(process.comm()));
   if (const std::string comm = next.comm(process.comm()); !comm.empty())
     policy.text += fmt::format("\n[defaults]\nprocess = {}\n", json_string(comm));
+  const auto left_out = left_out_texts(process);
+  for (const std::string& line : left_out) policy.text += fmt::format("\n# {}\n", printable(line));
   Names names{vmas, entries};
   std::size_t checks = 0;
   for (std::size_t i = 0; i < vmas.size(); ++i) {
@@ -579,6 +581,8 @@ Result<PrintedPolicy> describe_policy(const Process& process, Translator& transl
     if (blind != nullptr && blind->hint != nullptr) policy.hint = blind->hint;
     if (policy.hint.empty() && policy.changed)
       policy.hint = "ask again when the process is at rest";
+  } else if (!left_out.empty()) {
+    policy.lacks = left_out.front();
   } else if (const auto ram = sources.ram(); !ram && !process.root().recorded()) {
     policy.lacks = "which memory is RAM is not known: " + to_string(ram.error());
     if (ram.error().hint != nullptr) policy.hint = ram.error().hint;

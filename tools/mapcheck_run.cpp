@@ -2,6 +2,7 @@
 #include "mapcheck_run.hpp"
 
 #include <algorithm>
+#include <set>
 #include <string_view>
 #include <unordered_map>
 #include <utility>
@@ -111,9 +112,9 @@ class Look {
       every_process();
     }
     // Of one process that could not be read nothing is known: that is said, and no more.
-    const bool unread = subjects_.one && !report_.unchecked.empty();
     for (Ready& ready : rules_) {
-      if (!ready.used && !unread) nothing_selected(ready, 0, {});
+      if (!ready.used && !unread_)
+        nothing_selected(ready, nullptr, maybe_selected_.contains(&ready));
     }
     finish();
     return std::move(report_);
@@ -135,6 +136,7 @@ class Look {
       if (interrupted()) return;
       auto process = subjects_.root.process(pid);
       if (process) {
+        process->skip_odd_lines();
         const bool asked = subjects_.all || std::ranges::any_of(rules_, [&](const Ready& ready) {
                              return names(ready, *process);
                            });
@@ -158,6 +160,7 @@ class Look {
     const bool ended = error.code == Errc::no_process || error.code == Errc::no_user_memory ||
                        error.code == Errc::process_changed;
     if (ended && !subjects_.one) return;
+    unread_ = subjects_.one.has_value();
     report_.unchecked.push_back({process.pid(), process.comm(), to_string(error)});
     if (error.hint != nullptr && report_.hint.empty()) report_.hint = error.hint;
   }
@@ -165,6 +168,11 @@ class Look {
   void one_process(const Process& process) {
     const auto vmas = read_vmas(process);
     if (!vmas) return refused(process, vmas.error());
+    if (const auto lines = left_out_texts(process); !lines.empty()) {
+      std::string all;
+      for (const std::string& line : lines) all += (all.empty() ? "" : "; ") + line;
+      report_.unchecked.push_back({process.pid(), process.comm(), std::move(all)});
+    }
     auto translator = open_source(options_, process);
     if (!translator) return refused(process, translator.error());
     VmaInspector inspector{process, vm_flags_source(process, **translator)};
@@ -209,6 +217,8 @@ class Look {
         row.window = ready.rule->window.text;
         row.reason = ready.no_window;
         row.hint = ready.hint;
+        if (row.reason.empty() && ready.rule->nth != 0 && may_precede(process, vma))
+          row.reason = "which mapping is meant by nth is not known: " + left_out;
       }
       order_.push_back(choice.rule);
       if (row.reason.empty()) {
@@ -225,9 +235,43 @@ class Look {
         check_mappings(process, **translator, inspector, sources_, checks, walk);
     for (std::size_t i = 0; i < results.size(); ++i)
       report_.rows[rows[i]].result = std::move(results[i]);
+    for (const std::size_t i : rows) doubt(process, report_.rows[i]);
     if (const Error* const why = (*translator)->why_blind(); why != nullptr && why->hint != nullptr)
       blind_hint_ = why->hint;
     selected_otherwise(process, *vmas, choices);
+  }
+
+  // ---- lines of maps that were left out
+
+  inline static const std::string left_out = "a line of maps was left out";
+
+  /// Whether such a line may stand for a mapping that the rule selects.
+  static bool may_select(const Process& process, const Rule& rule) {
+    const Selector& select = rule.check.select;
+    return select.form == Selector::Form::address
+               ? process.may_be_left_out({select.address, select.address + 1})
+               : !process.odd_lines().empty();
+  }
+
+  static bool may_precede(const Process& process, const Vma& vma) {
+    return std::ranges::any_of(process.odd_lines(), [&](const OddLine& line) {
+      return line.range.start < vma.range.start;
+    });
+  }
+
+  /// What two lines tell of cannot pass.
+  static void doubt(const Process& process, CheckedMapping& row) {
+    for (const OddLine& line : process.odd_lines()) {
+      const VaRange part = process.part_told_by(line, row.vma->range);
+      if (part.empty()) continue;
+      row.result.add({.kind = FindingKind::unseen,
+                      .va = part.start,
+                      .bytes = part.bytes(),
+                      .expected = {},
+                      .actual = {},
+                      .detail = fmt::format("line {} of maps, which was left out, tells of it, too",
+                                            line.line)});
+    }
   }
 
   struct Choice {
@@ -246,24 +290,30 @@ class Look {
         found = nth <= found.size() ? std::vector{found[nth - 1]} : std::vector<std::size_t>{};
       for (const std::size_t i : found) choices.push_back({i, r});
       if (!report) continue;
+      const bool doubtful = found.empty() && may_select(process, *ready.rule);
+      if (doubtful) maybe_selected_.insert(&ready);
       if (!found.empty()) {
         ready.used = true;
       } else if (!ready.rule->process.empty() || subjects_.one) {
         // A process that the rule names has no such mapping.
         ready.used = true;
-        nothing_selected(ready, process.pid(), process.comm());
+        nothing_selected(ready, &process, doubtful);
       }
     }
     return choices;
   }
 
-  void nothing_selected(const Ready& ready, pid_t pid, const std::string& comm) {
-    if (ready.rule->check.optional) {
+  /// `process`: null for all. `doubtful`: what was left out may be such a mapping.
+  void nothing_selected(const Ready& ready, const Process* process, bool doubtful) {
+    if (ready.rule->check.optional && !doubtful) {
       report_.skipped.push_back(ready.rule->check.name);
       return;
     }
-    CheckedMapping row{
-        .check = &ready.rule->check, .window = ready.rule->window.text, .pid = pid, .comm = comm};
+    const pid_t pid = process != nullptr ? process->pid() : 0;
+    CheckedMapping row{.check = &ready.rule->check,
+                       .window = ready.rule->window.text,
+                       .pid = pid,
+                       .comm = process != nullptr ? process->comm() : ""};
     if (pid != 0 || ready.rule->process.empty())
       row.reason = "no mapping is selected by " + selected_text(*ready.rule);
     else if (hidden_)
@@ -271,7 +321,9 @@ class Look {
                                ready.rule->process, *hidden_);
     else
       row.reason = "no process is named " + ready.rule->process;
-    if (pid == 0 && !report_.unchecked.empty() && !hidden_)
+    if (doubtful)
+      row.reason += "; " + left_out + ", which may be one";
+    else if (pid == 0 && !report_.unchecked.empty() && !hidden_)
       row.reason += ", of those that could be looked at";
     if (hidden_ && pid == 0) row.hint = hidden_hint;
     order_.push_back(static_cast<std::size_t>(&ready - rules_.data()));
@@ -411,6 +463,8 @@ class Look {
   std::vector<Ready> rules_;
   std::vector<std::size_t> order_;  ///< of report_.rows: the rule, SIZE_MAX for a derived check
   std::string blind_hint_;
+  bool unread_ = false;  ///< nothing is known of the one process
+  std::set<const Ready*> maybe_selected_;  ///< by a line of maps that was left out
   std::optional<std::string_view> hidden_;  ///< why not every process is seen
   Report report_;
 };

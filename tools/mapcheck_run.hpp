@@ -45,11 +45,12 @@ struct CheckedMapping {
   std::string hint;    ///< to that
 };
 
-/// A process that could not be looked at.
+/// A process that could not be looked at, or not at all of it.
 struct Unchecked {
   pid_t pid = 0;
   std::string comm;
   std::string reason;
+  std::string hint = {};
 };
 
 struct Report {

@@ -48,11 +48,20 @@ struct AuditGroup {
   LockLimits limits;
 };
 
+/// A message and its hint.
+struct Missing {
+  std::string text, hint;
+  friend bool operator==(const Missing&, const Missing&) = default;
+};
+
 struct Report {
   const char* mode = "";  ///< "dpdk", "rdma", "ranges", "plan"
   PfnAccess access = PfnAccess::unknown;
   Backend backend = Backend::pagemap;
+  std::string_view flags_from;  ///< as json_prologue() says it
   std::vector<AuditGroup> groups;
+  /// What could not be read, and so the answer is weaker: each raises the status.
+  std::vector<Missing> missing;
   /// Further members of the JSON document, each with a comma before it.
   std::string json;
   /// Lines for people after the table.
@@ -67,6 +76,12 @@ struct Report {
 bool audit_with(Report& report, Translator& source, const Process& process, std::string label,
                 std::vector<Registration> registrations, bool planned, std::uint64_t pinned_before,
                 const Messages& messages);
+
+/// A process to be audited: odd lines of its maps are left out. audit_with() says which.
+Result<Process> open_audited(const SysRoot& root, pid_t pid);
+
+/// Takes over where the facts of `part` came from, and what it could not read.
+void take_sources(Report& report, Report& part);
 
 /// Opens the source of page facts, audits `registrations` of `process` and adds the group.
 /// False: it could not be done, and the reason has been said.

@@ -200,6 +200,8 @@ std::string hidden(const Asked& asked) {
 
 std::string unseen(const AuditFinding& f, const Asked& asked) {
   if (f.flag == to_string(Reason::gate_vma)) return "nothing can register the kernel's own page";
+  if (f.flag == left_out_flag)
+    return "what is mapped there is not known: the line is none that a kernel writes";
   if (asked.recorded)
     return "the recording does not show this memory: record it by page tables (--backend bpf or "
            "kmod)";

@@ -78,7 +78,7 @@ void look_at(const SysRoot& root, pid_t pid, Search& search) {
     return error.code == Errc::no_process || error.code == Errc::no_user_memory ||
            error.code == Errc::process_changed;
   };
-  const auto process = root.process(pid);
+  const auto process = open_audited(root, pid);
   if (!process) {
     if (gone(process.error())) return;
     ++search.processes;
@@ -102,6 +102,8 @@ void look_at(const SysRoot& root, pid_t pid, Search& search) {
                             .file = maps->config_file});
   } else if (maps->looks_like_dpdk()) {
     search.others.push_back(std::move(*maps));
+  } else if (!process->odd_lines().empty()) {
+    search.refused.emplace_back(pid, process->comm());  // what was left out may be DPDK's
   }
 }
 
@@ -120,7 +122,7 @@ void look_at_sockets(const SysRoot& root, Search& search) {
     if (std::ranges::any_of(search.users, known) || std::ranges::any_of(search.others, known) ||
         std::ranges::any_of(search.refused, [&](const auto& r) { return r.first == *owner; }))
       continue;
-    const auto process = root.process(*owner);
+    const auto process = open_audited(root, *owner);
     if (!process) continue;
     if (auto maps = read_dpdk_maps(*process, true)) {
       maps->socket = path;
@@ -331,7 +333,7 @@ class Finder {
       return;
     }
     const pid_t pid = pid_asked();
-    const auto process = root_.process(pid);
+    const auto process = open_audited(root_, pid);
     auto maps = process ? read_dpdk_maps(*process, true) : std::unexpected(process.error());
     if (!maps) {
       messages_.error(maps.error());
@@ -498,7 +500,7 @@ class Finder {
 
   /// Its mappings are left to go by.
   void choose(pid_t pid) {
-    const auto process = root_.process(pid);
+    const auto process = open_audited(root_, pid);
     if (!process) return;
     auto maps = read_dpdk_maps(*process, true);
     if (maps && !maps->runs.empty()) chosen_.push_back(std::move(*maps));
@@ -717,7 +719,7 @@ std::string mappings_json(const DpdkMaps& maps) {
 /// Audits what the mappings of a process that shares no files show.
 bool audit_by_mappings(Report& report, const RegauditOptions& options, const SysRoot& root,
                        const DpdkMaps& found, bool any_huge, const Messages& messages) {
-  const auto process = root.process(found.pid);
+  const auto process = open_audited(root, found.pid);
   if (!process) {
     messages.error(process.error());
     return false;
@@ -754,8 +756,7 @@ bool audit_by_mappings(Report& report, const RegauditOptions& options, const Sys
                                 .where = {{.va = range.start, .bytes = range.bytes()}},
                                 .end = range.end});
     }
-    report.access = one.access;
-    report.backend = one.backend;
+    take_sources(report, one);
     report.text += fmt::format(
         "process {} ({}) by its mappings alone ({}): IOVAs, sockets, version and memzones are not "
         "known\n",
@@ -846,7 +847,7 @@ void drop_segments_findings(std::vector<Audit>& zones) {
 bool audit_instance(Report& report, const RegauditOptions& options, const SysRoot& root,
                     const Instance& instance, const Messages& messages) {
   const pid_t pid = process_of(instance, options);
-  const auto process = root.process(pid);
+  const auto process = open_audited(root, pid);
   if (!process) {
     messages.error(process.error());
     return false;
@@ -881,6 +882,7 @@ bool audit_instance(Report& report, const RegauditOptions& options, const SysRoo
     std::vector<Audit> zone_audits;
     if (!zones.groups.empty()) zone_audits = std::move(zones.groups.front().audits);
     drop_segments_findings(zone_audits);
+    for (Missing& m : zones.missing) one.missing.push_back(std::move(m));
     const auto again = read_files(instance);
     const bool same = again && again->segments == memory->segments;
     if (!same && attempt < attempts) continue;
@@ -899,8 +901,7 @@ bool audit_instance(Report& report, const RegauditOptions& options, const SysRoo
             fmt::format("error: memzone {}: {}: {}\n", printable(memory->memzones[i].name),
                         to_string(f.kind), detail_of(f, options.bytes));
     }
-    report.access = one.access;
-    report.backend = one.backend;
+    take_sources(report, one);
     // A secondary has the same files; who holds the lock may not be shown.
     const bool is_primary =
         instance.users.size() < 2 ||

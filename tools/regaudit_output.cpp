@@ -309,6 +309,28 @@ std::string finding_json(const AuditFinding& f, const Asked& asked) {
   return text;
 }
 
+Result<Process> open_audited(const SysRoot& root, pid_t pid) {
+  auto process = root.process(pid);
+  if (process) process->skip_odd_lines();
+  return process;
+}
+
+namespace {
+
+/// Each once: a process may be audited in parts.
+void add_missing(std::vector<Missing>& all, Missing one) {
+  if (std::ranges::find(all, one) == all.end()) all.push_back(std::move(one));
+}
+
+}  // namespace
+
+void take_sources(Report& report, Report& part) {
+  report.access = part.access;
+  report.backend = part.backend;
+  report.flags_from = part.flags_from;
+  for (Missing& one : part.missing) add_missing(report.missing, std::move(one));
+}
+
 bool audit_with(Report& report, Translator& source, const Process& process, std::string label,
                 std::vector<Registration> registrations, bool planned, std::uint64_t pinned_before,
                 const Messages& messages) {
@@ -324,7 +346,9 @@ bool audit_with(Report& report, Translator& source, const Process& process, std:
   AuditOptions how{.planned = planned, .pinned_before = pinned_before};
   how.walk.threads = usable_cpus(2);
   how.walk.stop = interrupted;
-  auto audits = audit(process, source, group.registrations, how);
+  VmaInspector inspector{process, vm_flags_source(process, source)};
+  auto audits = audit(process, source, inspector, group.registrations, how);
+  for (const std::string& line : left_out_texts(process)) add_missing(report.missing, {line, {}});
   if (!audits) {
     messages.error(audits.error());
     return false;
@@ -526,12 +550,18 @@ void Presenter::junit_part(const Report& report) {
 }
 
 bool Presenter::write_junit(const Report& report) const {
+  std::string unread;
+  for (const Missing& one : report.missing)
+    unread += fmt::format(
+        "<testcase classname=\"regaudit\" name=\"reading\"><error message=\"{}\"/></testcase>\n",
+        xml(one.text));
   const std::string text =
       fmt::format(
           "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites>\n"
           "<testsuite name=\"regaudit {}\" tests=\"{}\" failures=\"{}\" errors=\"{}\">\n",
-          report.mode, summary_.registrations, summary_.error, summary_.unknown) +
-      junit_ + "</testsuite>\n</testsuites>\n";
+          report.mode, summary_.registrations + report.missing.size(), summary_.error,
+          summary_.unknown + report.missing.size()) +
+      junit_ + unread + "</testsuite>\n</testsuites>\n";
   return write_report(options_.junit, text, messages_);
 }
 
@@ -545,7 +575,8 @@ int Presenter::end(const Report& report, std::string_view stopped, std::string_v
         s.registrations, s.bytes, s.clean, s.warning, s.error, s.unknown);
     for (const std::string_view name : not_told_)
       out_.print("{}\"{}\"", name == *not_told_.begin() ? "" : ",", name);
-    out_.print("],\"stopped\":{}}}", stopped.empty() ? "null" : json_string(stopped));
+    out_.print("],\"stopped\":{},\"error\":{}}}", stopped.empty() ? "null" : json_string(stopped),
+               report.missing.empty() ? "null" : json_string(report.missing.front().text));
   } else {
     out_.append(report.text);
     if (!not_told_.empty()) {
@@ -561,7 +592,8 @@ int Presenter::end(const Report& report, std::string_view stopped, std::string_v
   out_.end_line();
 
   Status status = report.negative || s.error != 0 ? Status::negative
-                  : report.unanswered || s.unknown != 0 || limits_missing_ || !stopped.empty()
+                  : report.unanswered || s.unknown != 0 || limits_missing_ || !stopped.empty() ||
+                          !report.missing.empty()
                       ? Status::unanswered
                       : Status::good;
   if (!options_.junit.empty() && !write_junit(report)) status = Status::unanswered;
@@ -574,6 +606,7 @@ int Presenter::end(const Report& report, std::string_view stopped, std::string_v
   if (limits_missing_)
     messages_.error(
         "reading what the process may lock: /proc/PID/limits or status: not all of it is there");
+  for (const Missing& one : report.missing) messages_.error(one.text, one.hint);
   if (!stopped.empty()) messages_.error(stopped, hint);
   if (interrupted()) end_by_signal();
   return static_cast<int>(status);

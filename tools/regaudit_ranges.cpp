@@ -156,7 +156,9 @@ std::optional<Process> target_of(const RegauditOptions& options, std::vector<std
     target = words.front();
     words.erase(words.begin());
   }
-  return open_target(options, target, messages);
+  auto process = open_target(options, target, messages);
+  if (process) process->skip_odd_lines();
+  return process;
 }
 
 /// The ranges of a RANGE word, as registrations of the process.
@@ -198,7 +200,10 @@ bool add_ranges(const Process& process, const std::string& word, std::vector<Reg
     return false;
   }
   if (all.size() != before) return true;
-  messages.error(fmt::format("{}: no mapping has this name", word));
+  const auto left_out = left_out_texts(process);
+  for (const std::string& text : left_out) messages.error(text);
+  messages.error(fmt::format("{}: no mapping {}has this name", word,
+                             left_out.empty() ? "" : "of those that could be read "));
   return false;
 }
 

@@ -318,7 +318,7 @@ bool audit_process(Report& report, const RegauditOptions& options, const SysRoot
                    const Messages& messages) {
   const bool asked_kernel = inventory.has_value();
   const bool copy_on_fork = asked_kernel && inventory->copy_on_fork == true;
-  const auto process = root.process(pid);
+  const auto process = open_audited(root, pid);
   if (!process) {
     messages.error(process.error());
     return false;

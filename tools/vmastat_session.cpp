@@ -516,14 +516,7 @@ class Vmastat {
     };
     auto process = root_.process(pid);
     if (!process) return refused(process.error());
-    // Lines are read more than once; the others are answered all the same.
-    process->skip_odd_lines([this, last = std::uint64_t{0}, left = 8](const OddLine& line) mutable {
-      if (line.line <= last) return;
-      last = line.line;
-      if (left-- > 0)
-        fail(fmt::format("reading maps: {}: line {}: {}: left out", line.path, line.line,
-                         line.what));
-    });
+    process->skip_odd_lines();  // the others are answered all the same
     auto translator = open_source(options_, *process);
     if (!translator) return refused(translator.error());
     VmaInspector inspector{*process, vm_flags_source(*process, **translator)};
@@ -570,6 +563,7 @@ class Vmastat {
     auto read = reader_.read(*process, **translator, inspector, vma, report_ ? &extents : nullptr);
     ++processes_;
     total_.add(sums);
+    for (const std::string& text : left_out_texts(*process)) fail(text);
     if (!read) refused(read.error());
     if (const Error* const missing = inspector.missing(); missing != nullptr && !options_.all)
       fail(*missing);

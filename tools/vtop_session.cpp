@@ -85,27 +85,12 @@ class Vtop {
 
   // ---- lines of maps that were left out
 
-  /// Says it once for each line: it is read again and again.
   void note(const OddLine& line) {
-    const auto at = std::ranges::lower_bound(odd_lines_, line.line, {}, &OddLine::line);
-    if (at != odd_lines_.end() && at->line == line.line) return;
-    odd_lines_.insert(at, line);
-    if (odd_lines_.size() <= odd_lines_told) {
-      out_.flush();
-      const std::string said =
-          fmt::format("reading maps: {}: line {}: {}: left out", line.path, line.line, line.what);
-      messages_.error(said);
-      if (listing_ && document_error_.empty()) document_error_ = said;
-    }
-  }
-
-  /// Whether a mapping may lie in the range that a line left out stands for. Where it lies cannot
-  /// be told of a line that is no line of maps at all.
-  bool left_out(VaRange range) const {
-    return std::ranges::any_of(odd_lines_, [&](const OddLine& line) {
-      if (line.range.start == line.range.end) return line.range.start.value == 0;
-      return page_size_.floor(line.range.start) < range.end && range.start < line.range.end;
-    });
+    if (process_.odd_lines().size() > odd_lines_told) return;
+    out_.flush();
+    const std::string said = left_out_text(line);
+    messages_.error(said);
+    if (listing_ && document_error_.empty()) document_error_ = said;
   }
 
   /// The question ends here: nothing is known of what is asked. `before`: how many lines had been
@@ -114,15 +99,14 @@ class Vtop {
     const std::string text =
         fmt::format("{:#x}-{:#x}: a line of maps that was left out may tell of it",
                     asked.start.value, asked.end.value);
-    if (odd_lines_.size() == before) return fail(text);
+    if (process_.odd_lines().size() == before) return fail(text);
     if (document_error_.empty()) document_error_ = text;
     raise(Status::unanswered);
   }
 
   /// "Nothing is mapped" is not known where a line was left out.
   Extent doubted(Extent extent) const {
-    if (extent.state == PageState::unmapped && !odd_lines_.empty() &&
-        left_out({extent.va, extent.end()}))
+    if (extent.state == PageState::unmapped && process_.may_be_left_out({extent.va, extent.end()}))
       extent.state = PageState::unseen;
     return extent;
   }
@@ -183,9 +167,9 @@ class Vtop {
   }
 
   int end(Status status) {
-    if (listing_ && !odd_lines_.empty()) status = std::max(status, Status::unanswered);
-    if (odd_lines_.size() > odd_lines_told)
-      messages_.error(fmt::format("{} lines of maps were left out", odd_lines_.size()));
+    if (listing_ && !process_.odd_lines().empty()) status = std::max(status, Status::unanswered);
+    if (process_.odd_lines().size() > odd_lines_told)
+      messages_.error(fmt::format("{} lines of maps were left out", process_.odd_lines().size()));
     if (hidden_seen_) {
       if (process_.root().recorded())
         messages_.error("PFNs are hidden in this recording", hidden_recorded_hint);
@@ -399,7 +383,7 @@ class Vtop {
 
   void range(VaRange asked, std::string_view text = {}) {
     heading();
-    const std::size_t lines_before = odd_lines_.size();
+    const std::size_t lines_before = process_.odd_lines().size();
     details_.in_order(true);
     Progress progress{"vtop"};
     bool mapped = false;
@@ -411,7 +395,7 @@ class Vtop {
                             });
     if (!walked)
       fail(walked.error());
-    else if (left_out(asked))
+    else if (process_.may_be_left_out(asked))
       fail_left_out(asked, lines_before);
     else if (!mapped && !out_.failed() && !interrupted()) {
       raise(Status::negative);
@@ -435,7 +419,7 @@ class Vtop {
 
   /// `text`: what the user typed for just this address, or empty.
   void address(VirtAddr asked, bool block, std::string_view text = {}) {
-    const std::size_t lines_before = odd_lines_.size();
+    const std::size_t lines_before = process_.odd_lines().size();
     std::optional<PageWalk> walk;
     auto translated =
         options_.walk ? walked(asked, walk) : translate(process_, translator_, inspector_, asked);
@@ -850,7 +834,6 @@ class Vtop {
   std::string standing_error_;  ///< what is wrong with every document
   Status watched_ = Status::good;  ///< of the single addresses at the last look
   static constexpr std::size_t odd_lines_told = 16;
-  std::vector<OddLine> odd_lines_;  ///< ascending
   bool headed_ = false;
   bool hidden_seen_ = false;
   bool unseen_asked_ = false;

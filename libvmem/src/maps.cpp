@@ -214,7 +214,7 @@ struct VmaReader::State {
   LineChunks chunks;
   PageSize page_size;
   bool recorded;
-  std::shared_ptr<const std::function<void(const OddLine&)>> odd_lines;
+  std::shared_ptr<Process::OddLines> odd_lines;
   unsigned odd_count = 0;
   LineParser parser;
   std::string_view rest;
@@ -285,7 +285,7 @@ Result<bool> VmaReader::next(Vma& vma) {
       const std::uint64_t line = chunks.line_at(chunks.offset() + (chunk_size - left));
       constexpr unsigned most_odd = 4096;  // with more it is no maps at all
       if (odd != nullptr && odd_lines && ++odd_count <= most_odd) {
-        (*odd_lines)({.what = odd, .path = chunks.path(), .line = line, .range = vma.range});
+        odd_lines->add({.what = odd, .path = chunks.path(), .line = line, .range = vma.range});
         continue;
       }
       return std::unexpected(Error{

@@ -75,12 +75,13 @@ struct Open {
 
 class Auditor {
  public:
-  Auditor(const Process& process, Translator& translator, const AuditOptions& options)
+  Auditor(const Process& process, Translator& translator, VmaInspector& inspector,
+          const AuditOptions& options)
       : process_(process),
         translator_(translator),
         options_(options),
         page_size_(process.root().page_size()),
-        inspector_(process, vm_flags_source(process, translator)),
+        inspector_(inspector),
         zones_(process.root()),
         pins_(process.root()),
         rules_(process.root().kernel_release()),
@@ -340,12 +341,44 @@ class Auditor {
               evidence);
         break;
       case PageState::unmapped:
-        add(audit, AuditFindingKind::unmapped, Severity::error, "no VMA", evidence);
-        break;
+        unmapped(audit, part);
+        return;
       case PageState::changed:
         audit.node_unknown_bytes += part.bytes();
         add(audit, AuditFindingKind::changed, Severity::unknown, "", evidence);
         break;
+    }
+    // What another line tells may not be so, either.
+    for (const OddLine& line : process_.odd_lines()) {
+      if (const VaRange doubtful = process_.part_told_by(line, part); !doubtful.empty())
+        left_out(audit, doubtful);
+    }
+  }
+
+  static void left_out(Audit& audit, VaRange part) {
+    audit.complete = false;
+    add(audit, AuditFindingKind::unseen, Severity::unknown, left_out_flag,
+        {.va = part.start, .bytes = part.bytes()});
+  }
+
+  /// Where no line of maps that was left out may tell of it, nothing is there.
+  void unmapped(Audit& audit, VaRange part) const {
+    const auto lines = process_.odd_lines();
+    while (!part.empty()) {
+      VaRange first = part;
+      for (const OddLine& line : lines) {
+        const VaRange told = process_.part_told_by(line, first);
+        if (told.empty()) continue;
+        first.end = told.start > first.start ? told.start : told.end;
+      }
+      if (process_.may_be_left_out(first)) {
+        audit.node_unknown_bytes += first.bytes();
+        left_out(audit, first);
+      } else {
+        add(audit, AuditFindingKind::unmapped, Severity::error, "no VMA",
+            {.va = first.start, .bytes = first.bytes()});
+      }
+      part.start = first.end;
     }
   }
 
@@ -686,7 +719,7 @@ class Auditor {
   const AuditOptions& options_;
   const PageSize page_size_;
   PageSize leaf_sizes_[3];
-  VmaInspector inspector_;
+  VmaInspector& inspector_;
   LeafSharing leaf_sharing_;
   std::optional<FrameReader> flags_;
   bool counted_ = false;  ///< flags_ reads mapcounts, too
@@ -727,7 +760,15 @@ std::uint64_t pinned_bytes(std::span<const Registration> registrations, PageSize
 Result<std::vector<Audit>> audit(const Process& process, Translator& translator,
                                  std::span<const Registration> registrations,
                                  const AuditOptions& options) {
-  return Auditor{process, translator, options}.run(registrations);
+  VmaInspector inspector{process, vm_flags_source(process, translator)};
+  return audit(process, translator, inspector, registrations, options);
+}
+
+Result<std::vector<Audit>> audit(const Process& process, Translator& translator,
+                                 VmaInspector& inspector,
+                                 std::span<const Registration> registrations,
+                                 const AuditOptions& options) {
+  return Auditor{process, translator, inspector, options}.run(registrations);
 }
 
 }  // namespace vmem

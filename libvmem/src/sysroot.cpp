@@ -524,7 +524,33 @@ Result<std::vector<std::string>> Process::list(const char* name) const {
 }
 
 void Process::skip_odd_lines(std::function<void(const OddLine&)> tell) {
-  odd_lines_ = std::make_shared<const std::function<void(const OddLine&)>>(std::move(tell));
+  odd_lines_ = std::make_shared<OddLines>(OddLines{.tell = std::move(tell), .lines = {}});
+}
+
+void Process::OddLines::add(OddLine line) {
+  const auto at = std::ranges::lower_bound(lines, line.line, {}, &OddLine::line);
+  if (at != lines.end() && at->line == line.line) return;
+  const auto added = lines.insert(at, std::move(line));
+  if (tell) tell(*added);
+}
+
+std::span<const OddLine> Process::odd_lines() const {
+  return odd_lines_ ? std::span<const OddLine>(odd_lines_->lines) : std::span<const OddLine>();
+}
+
+bool Process::may_be_left_out(VaRange range) const {
+  return std::ranges::any_of(odd_lines(), [&](const OddLine& line) {
+    if (line.range.empty()) return line.range.start.value == 0;
+    return !part_told_by(line, range).empty();
+  });
+}
+
+VaRange Process::part_told_by(const OddLine& line, VaRange range) const {
+  if (line.range.empty()) return {};
+  const PageSize page = root_.page_size();
+  // Rounded up, the end of the address space would be 0.
+  const VirtAddr up = page.ceil(line.range.end);
+  return intersect(range, {page.floor(line.range.start), up < line.range.end ? range.end : up});
 }
 
 Result<void> Process::check_alive() const {

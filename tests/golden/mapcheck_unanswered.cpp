@@ -53,6 +53,20 @@ std::vector<Unanswered> kinds() {
       {"one of all that cannot be read", refused, "-e [heap]=any --all", "not a line of maps"});
   all.push_back({"optional, of a process that cannot be read", refused, "-e no=any,optional 1",
                  "not a line of maps"});
+  SystemModel odd = machine();
+  odd.processes[0].maps += "6000000000-6000000000 rw-p 00000000 00:00 0 \n";
+  const std::string left_out = "line 2: an empty mapping: left out";
+  all.push_back({"a line of maps that is odd", odd, "-e [heap]=any 1", left_out});
+  all.push_back({"a line of one of all that is odd", odd, "-e [heap]=any --all", left_out});
+  all.push_back({"nothing but an odd line", odd, "--auto 1", left_out});
+  all.push_back({"an odd line that may be selected", odd, "-e no=any,optional 1", "may be one"});
+  all.push_back({"one of all may be selected", odd, "-e no=any,optional --all", "may be one"});
+  SystemModel first = machine();
+  first.processes[0].maps = "hello\n" + first.processes[0].maps;
+  all.push_back({"which is the first", first, "-e [heap]=any,nth=1 1", "meant by nth"});
+  SystemModel twice = machine();
+  twice.processes[0].maps += "5000001000-5000001800 rw-p 00000000 00:00 0 \n";
+  all.push_back({"told of by two lines", twice, "-e [heap]=any 1", "tells of it, too"});
   all.push_back({"a process that cannot be opened", machine(), "-e [heap]=any 77", "77"});
   all.push_back({"no such policy", machine(), "--policy none.toml 1", "none.toml"});
   SystemModel device = one_process(
@@ -153,6 +167,36 @@ TEST_CASE("mapcheck: what could not be answered is so in every form") {
       CHECK(json.find(kind.says) != std::string::npos);
     }
   }
+}
+
+TEST_CASE("mapcheck: one odd line of maps does not take the other mappings with it") {
+  SystemModel system = machine();
+  system.processes[0].maps = "400000-400000 rw-p 00000000 00:00 0 \n" + system.processes[0].maps +
+                             "5100000000-5100001000 rw-p 00000000 00:00 0 [stack]\n";
+  const Recorded tree{system};
+  const auto with = [&](const std::string& line) {
+    auto arguments = words(line);
+    arguments.insert(arguments.begin(), {"--sysroot", tree.directory().string()});
+    return run_tool("mapcheck", arguments);
+  };
+  const RunResult good = with("-J -e [heap]=0x200000+32K 1");
+  INFO(good.out << good.err);
+  CHECK(good.status == 2);
+  CHECK(good.err.find("line 1: an empty mapping: left out") != std::string::npos);
+  const auto document = nlohmann::json::parse(good.out);
+  CHECK(document["summary"]["pass"] == 1);
+  CHECK(document["checks"][0]["pages_ok"] == 8);
+  CHECK(document["unchecked"][0]["pid"] == 1);
+  // What fails fails all the same.
+  CHECK(with("-e [heap]=0x300000+32K 1").status == 1);
+  // An address at which no line can tell of anything.
+  CHECK(with("-J -e 600000=any,optional 1").out.find("may be one") == std::string::npos);
+  const RunResult policy = with("--print-policy 1");
+  INFO(policy.out << policy.err);
+  CHECK(policy.status == 2);
+  CHECK(policy.out.find("line 1: an empty mapping: left out") != std::string::npos);
+  CHECK(policy.err.find("line 1: an empty mapping: left out") != std::string::npos);
+  CHECK(policy.out.find("[heap]") != std::string::npos);
 }
 
 TEST_CASE("mapcheck: metrics have the same labels when a program is started again") {

@@ -4,6 +4,7 @@
 
 #include "support/catch.hpp"
 #include "support/dpdk_files.hpp"
+#include "support/recorded.hpp"
 #include "support/require.hpp"
 #include "support/system_model.hpp"
 #include "support/temp_dir.hpp"
@@ -375,4 +376,57 @@ TEST_CASE("regaudit trace: a program that cannot be recorded is said to be one, 
   CAPTURE(good.err);
   CHECK(good.status == 7);
   CHECK(good.err.empty());
+}
+
+TEST_CASE("regaudit: one odd line of maps is said, and hides nothing else") {
+  SystemModel system = one_process(
+      "10000-12000 rw-p 00000000 00:00 0 \n"
+      "20000-20800 rw-p 00000000 00:00 0 \n"
+      "30000-31000 rw-p 00000000 00:00 0 [stack]\n",
+      {{.va = 0x10000, .pages = 2, .first = entry::present | entry::exclusive | 7, .step = 1}});
+  system.processes[0].files["smaps"] =
+      "10000-12000 rw-p 00000000 00:00 0 \nVmFlags: rd wr mr mw me ac dc\n";
+  system.processes[0].files["limits"] =
+      "Limit                     Soft Limit           Hard Limit           Units\n"
+      "Max locked memory         unlimited            unlimited            bytes\n";
+  system.frames = {{.first = 7, .frames = 2, .flags = 1 << 12, .mapcount = 1}};
+  const Recorded tree{system};
+  const auto with = [&](const std::string& input) {
+    return ranges("-J --sysroot " + tree.directory().string() + " 1", input);
+  };
+  const RunResult result = with("10000 8K good\n1f000 12K beside\n50000 4K none\n");
+  INFO(result.out << result.err);
+  CHECK(result.status == 1);
+  CHECK(result.err.find("line 2: a mapping that is not aligned to pages: left out") !=
+        std::string::npos);
+  const auto document = nlohmann::json::parse(result.out);
+  CHECK(document["error"].get<std::string>().ends_with(": left out"));
+  const auto& all = document["registrations"];
+  CHECK(all[0]["verdict"] == "clean");
+  // Of the page that the line names nothing is known; of its neighbours it is.
+  CHECK(all[1]["verdict"] == "error");
+  CHECK(all[1]["errors"][0]["kind"] == "unmapped");
+  CHECK(all[1]["errors"][0]["runs"] == 2);
+  CHECK(all[1]["unknown"][0]["kind"] == "unseen");
+  CHECK(all[1]["unknown"][0]["va"] == "0x20000");
+  CHECK(all[1]["unknown"][0]["bytes"] == 4096);
+  CHECK(all[2]["errors"][0]["kind"] == "unmapped");
+
+  const RunResult good = with("10000 8K good\n");
+  INFO(good.out << good.err);
+  CHECK(good.status == 0);  // the line stands behind what was asked for, and was not read
+  CHECK(with("20000 4K\n").status == 2);
+  const RunResult named =
+      run_tool("regaudit", {"plan", "--sysroot", tree.directory().string(), "1", "[stack]"});
+  INFO(named.out << named.err);
+  CHECK(named.status == 2);
+  CHECK(named.err.find("left out") != std::string::npos);
+
+  // Where it is no line of maps at all, any gap may be what it stands for.
+  system.processes[0].maps = "10000-12000 rw-p 00000000 00:00 0 \nhello\n";
+  const Recorded wild{system};
+  const RunResult gap = ranges("-J --sysroot " + wild.directory().string() + " 1", "50000 4K\n");
+  INFO(gap.out << gap.err);
+  CHECK(gap.status == 2);
+  CHECK(nlohmann::json::parse(gap.out)["registrations"][0]["verdict"] == "unknown");
 }

@@ -181,6 +181,18 @@ TEST_CASE("a line that is wrong by itself is left out and told, if asked for") {
     CHECK(std::string_view(odd[0].what) == what);
     CHECK(odd[0].range == range);
     CHECK(odd[0].path.ends_with("/proc/1/maps"));
+    // Told once, however often the file is read.
+    REQUIRE(read_vmas(process));
+    CHECK(odd.size() == 1);
+    REQUIRE(process.odd_lines().size() == 1);
+    CHECK(process.odd_lines()[0].line == 2);
+    const bool somewhere = range.start.value == 0;
+    const bool there = somewhere || !range.empty();
+    CHECK(process.may_be_left_out({{0x30000}, {0x31000}}) == there);
+    CHECK(process.may_be_left_out({{0x30c00}, {0x31000}}) == there);
+    CHECK(process.may_be_left_out({{0x50000}, {0x51000}}) == somewhere);
+    CHECK(process.part_told_by(odd[0], {{0x2f000}, {0x30c00}}) ==
+          (range.empty() ? VaRange{} : VaRange{{0x30000}, {0x30c00}}));
   }
   // Which of two lines is wrong nobody knows.
   const Recorded overlapping(one_process(first + "1f000-30000 rw-p 00000000 00:00 0 \n"));

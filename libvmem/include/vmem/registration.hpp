@@ -82,7 +82,7 @@ enum class AuditFindingKind : std::uint8_t {
   unpinned,         ///< registered, yet no frame of it is pinned
   // Not known, each with Severity::unknown: never taken for good.
   hidden,           ///< PFNs are not shown to this reader
-  unseen,           ///< no source sees this VMA
+  unseen,           ///< no source sees this VMA, or its line of maps was left out
   changed,          ///< kept moving
   special_entry,    ///< a marker or migration entry
   flags_unknown,    ///< VmFlags cannot be read
@@ -171,10 +171,17 @@ VMEM_EXPORT std::uint64_t pinned_bytes(std::span<const Registration> registratio
 
 /// Judges registrations of one process, in any order, overlapping or not; the answers are in the
 /// order of the questions. The process is walked once, whatever the number of registrations.
-/// Errors: as translate(); what cannot be known is a finding and no error.
+/// Errors: as translate(); what cannot be known is a finding and no error. What a line of maps may
+/// tell of that was left out (Process::skip_odd_lines()) is `unseen`, with left_out_flag.
 VMEM_EXPORT Result<std::vector<Audit>> audit(const Process& process, Translator& translator,
                                              std::span<const Registration> registrations,
                                              const AuditOptions& options);
+/// The same with the caller's inspector, which says afterwards what it could not read.
+VMEM_EXPORT Result<std::vector<Audit>> audit(const Process& process, Translator& translator,
+                                             VmaInspector& inspector,
+                                             std::span<const Registration> registrations,
+                                             const AuditOptions& options);
+inline constexpr std::string_view left_out_flag = "a line of maps was left out";
 
 // -- DPDK ------------------------------------------------------------------------------------
 

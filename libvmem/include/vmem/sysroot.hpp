@@ -20,6 +20,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -164,11 +165,18 @@ class VMEM_EXPORT Process {
   std::string path(const char* name) const;
 
   /// From now on a line of maps that is wrong by itself (an empty mapping, one that is not aligned
-  /// to pages, one that is no maps line at all) is left out and told to `tell`, instead of being an
-  /// error that refuses the whole process. What it stood for then looks unmapped: whoever calls
-  /// this must say so. `tell` is called again each time the line is read. Lines out of order or
-  /// overlapping, of which none knows which is wrong, and the 4097th of one reading, stay errors.
-  void skip_odd_lines(std::function<void(const OddLine&)> tell);
+  /// to pages, one that is no maps line at all) is left out, kept in odd_lines() and told to
+  /// `tell`, once, instead of being an error that refuses the whole process. What it stood for then
+  /// looks unmapped: whoever calls this must say so. Lines out of order or overlapping, of which
+  /// none knows which is wrong, and the 4097th of one reading, stay errors.
+  void skip_odd_lines(std::function<void(const OddLine&)> tell = {});
+  /// The lines left out by now, in the order of the file. Valid until maps is read again.
+  std::span<const OddLine> odd_lines() const;
+  /// Whether a mapping may lie in `range` that a line left out stands for. Where it lies cannot be
+  /// told of a line that is no line of maps at all.
+  bool may_be_left_out(VaRange range) const;
+  /// The part of `range` that just this line tells of, to whole pages; empty: none, or not known.
+  VaRange part_told_by(const OddLine& line, VaRange range) const;
 
   /// An error unless the process still lives (no_process) and runs the program that it ran
   /// when it was opened (process_changed).
@@ -197,7 +205,12 @@ class VMEM_EXPORT Process {
   std::string comm_;
   std::optional<std::uint64_t> start_time_;
   std::uint64_t layout_ = 0;
-  std::shared_ptr<const std::function<void(const OddLine&)>> odd_lines_;
+  struct OddLines {
+    std::function<void(const OddLine&)> tell;
+    std::vector<OddLine> lines;  ///< ascending
+    void add(OddLine line);
+  };
+  std::shared_ptr<OddLines> odd_lines_;
   std::shared_ptr<TargetPace> pace_;  ///< of those who read this process's page tables
 };
 
