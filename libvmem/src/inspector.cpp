@@ -108,6 +108,7 @@ struct VmaInspector::State {
   std::optional<Error> missing;
   std::optional<std::vector<Mount>> mounts;
   bool mounts_refused = false;
+  std::optional<Error> odd_mount;  ///< the first line of mountinfo that says nothing
   std::optional<std::vector<std::uint64_t>> stack_pointers;  ///< ascending
   std::optional<std::vector<std::uint64_t>> packet_inodes;   ///< ascending
   // Of the last file asked about: the parts of a file's mapping follow each other.
@@ -210,7 +211,15 @@ struct VmaInspector::State {
         }
         if (!chunk || chunk->empty()) break;
         for (std::string_view rest = *chunk; !rest.empty();) {
-          if (auto mount = parse_mount(take_line(rest))) mounts->push_back(std::move(*mount));
+          const std::uint64_t at = chunks.offset() + (chunk->size() - rest.size());
+          if (auto mount = parse_mount(take_line(rest)))
+            mounts->push_back(std::move(*mount));
+          else if (!odd_mount)
+            odd_mount = Error{.code = Errc::malformed,
+                              .what = "parsing mountinfo",
+                              .path = chunks.path(),
+                              .line = chunks.line_at(at),
+                              .reason = "not a mount"};
         }
       }
     }
@@ -229,7 +238,10 @@ struct VmaInspector::State {
       miss(std::move(entry.error()));
       return {};
     }
-    if (!*entry || !((*entry)->range == vma.range)) return {};
+    if (!*entry || !((*entry)->range == vma.range)) {
+      if (const Error* const odd = smaps.odd_line()) miss(*odd);  // it may be this VMA's
+      return {};
+    }
     // It may be another one by now.
     if (!process->root().recorded() && !agree((*entry)->flags, vma)) return {};
     return std::move(*entry);
@@ -381,6 +393,7 @@ struct VmaInspector::State {
     if (vma.inode == 0 || !vma.path.starts_with('/')) return;
     const Mount* mount = mount_of(vma);
     if (mounts_refused) return;
+    if (mount == nullptr && odd_mount) return miss(*odd_mount);  // it may be that line's
     facts.filesystem = mount != nullptr ? std::string_view(mount->type) : std::string_view{};
     facts.dax = mount != nullptr && mount->dax;
   }

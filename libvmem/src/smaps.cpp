@@ -21,6 +21,8 @@ struct SmapsReader::State {
   const Process* process;
   std::optional<LineChunks> chunks;
   std::string_view rest;
+  std::uint64_t chunk_size = 0;
+  std::optional<Error> odd;  ///< the first line that is none of smaps
   std::optional<SmapsEntry> current;  ///< complete
   std::optional<SmapsEntry> next;     ///< its header has been read, its fields not yet
   bool at_end = false;
@@ -45,22 +47,31 @@ struct SmapsReader::State {
         auto chunk = chunks->next();
         if (!chunk) return std::unexpected(std::move(chunk.error()));
         rest = *chunk;
+        chunk_size = rest.size();
         if (rest.empty()) {
           at_end = true;
           break;
         }
       }
+      const std::uint64_t at = chunks->offset() + (chunk_size - rest.size());
       const std::string_view text = take_line(rest);
       // Headers begin with a lower-case hex digit, fields with a capital letter.
       if (!text.empty() && text[0] >= 'A' && text[0] <= 'Z') {
-        if (next) read_field(text);
+        if (next && !read_field(text)) {
+          note_odd(at);
+          next.reset();
+        }
         continue;
       }
-      if (!parse_maps_line(text, line)) {
-        return fail(Errc::malformed, "parsing smaps", chunks->path());
+      std::optional<SmapsEntry> started;
+      if (parse_maps_line(text, line)) {
+        started.emplace().range = line.range;
+      } else {
+        note_odd(at);
+        // Whose the fields are that follow is not known. VmFlags are the last: with them the
+        // entry before is whole.
+        if (next && !next->flags) next.reset();
       }
-      SmapsEntry started;
-      started.range = line.range;
       current = std::exchange(next, std::move(started));
       if (current) return {};
     }
@@ -68,9 +79,19 @@ struct SmapsReader::State {
     return {};
   }
 
-  void read_field(std::string_view text) {
+  void note_odd(std::uint64_t at) {
+    if (odd) return;
+    odd = Error{.code = Errc::malformed,
+                .what = "parsing smaps",
+                .path = chunks->path(),
+                .line = chunks->line_at(at),
+                .reason = "neither a mapping nor a field"};
+  }
+
+  /// False: a part of a sum is lost.
+  bool read_field(std::string_view text) {
     const std::size_t colon = text.find(':');
-    if (colon == std::string_view::npos) return;
+    if (colon == std::string_view::npos) return true;
     const std::string_view key = text.substr(0, colon);
     text.remove_prefix(colon + 1);
     while (text.starts_with(' ')) text.remove_prefix(1);
@@ -78,11 +99,12 @@ struct SmapsReader::State {
     if (key == "VmFlags") {
       // No VMA is without flags: an empty line (qemu-user prints one) tells nothing.
       if (!text.empty()) next->flags.emplace(text);
-      return;
+      return true;
     }
     std::uint64_t kib = 0;
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), kib);
-    if (error != std::errc{} || kib > (std::uint64_t{1} << 53)) return;
+    if (error != std::errc{} || kib > (std::uint64_t{1} << 53))
+      return !key.starts_with("Private_") && key != "AnonHugePages" && !key.ends_with("PmdMapped");
     const std::uint64_t bytes = kib * 1024;
     constexpr std::pair<std::string_view, std::optional<std::uint64_t> SmapsEntry::*> sums[] = {
         {"Rss", &SmapsEntry::rss},           {"Pss", &SmapsEntry::pss},
@@ -101,6 +123,7 @@ struct SmapsReader::State {
       for (const auto& [name, field] : sums)
         if (key == name) next.value().*field = bytes;
     }
+    return true;
   }
 };
 
@@ -110,6 +133,8 @@ SmapsReader::SmapsReader(const Process& process) : state_(std::make_unique<State
 SmapsReader::SmapsReader(SmapsReader&&) noexcept = default;
 SmapsReader& SmapsReader::operator=(SmapsReader&&) noexcept = default;
 SmapsReader::~SmapsReader() = default;
+
+const Error* SmapsReader::odd_line() const { return state_->odd ? &*state_->odd : nullptr; }
 
 Result<std::optional<SmapsEntry>> SmapsReader::find(VirtAddr address, std::size_t most) {
   State& s = *state_;

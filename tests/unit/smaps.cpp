@@ -135,9 +135,56 @@ TEST_CASE("smaps that is missing or malformed is an error, not an empty answer")
     const Process process = tree.process(1);
     SmapsReader reader(process);
     const auto entry = reader.find({0x40000});
-    REQUIRE_FALSE(entry);
-    CHECK(entry.error().code == Errc::malformed);
+    REQUIRE(entry);
+    CHECK_FALSE(*entry);
+    REQUIRE(reader.odd_line() != nullptr);
+    CHECK(reader.odd_line()->code == Errc::malformed);
+    CHECK(to_string(*reader.odd_line()).ends_with("smaps: line 3: neither a mapping nor a field"));
   }
+}
+
+TEST_CASE("one odd line of smaps takes its own entry with it, and no other") {
+  const std::string first = "10000-20000 rw-p 00000000 00:00 0 \nRss: 4 kB\nVmFlags: rd wr mr\n";
+  const std::string last = "50000-60000 rw-p 00000000 00:00 0 \nRss: 12 kB\nVmFlags: rd wr zz\n";
+  const auto rss = [](SmapsReader& reader, std::uint64_t at) -> std::optional<std::uint64_t> {
+    const auto entry = reader.find({at});
+    REQUIRE(entry);
+    return *entry ? (*entry)->rss : std::nullopt;
+  };
+  for (const char* const middle :
+       {"30000-30000 rw-p 00000000 00:00 0 \nRss: 8 kB\nVmFlags: io\n", "junk\nRss: 8 kB\n",
+        // Half of a sum would be told as all of it.
+        "30000-40000 rw-p 00000000 00:00 0 \nPrivate_Clean: 4 kB\nPrivate_Dirty: x kB\n",
+        "30000-40000 rw-p 00000000 00:00 0 \nPrivate_Clean: 4 kB\njunk\nPrivate_Dirty: 4 kB\n"}) {
+    CAPTURE(middle);
+    const Recorded tree(with_smaps(maps, first + middle + last));
+    const Process process = tree.process(1);
+    SmapsReader reader(process);
+    CHECK(rss(reader, 0x10000) == 4096);
+    CHECK_FALSE(rss(reader, 0x30000));
+    CHECK(rss(reader, 0x50000) == 12288);
+    CHECK(reader.odd_line() != nullptr);
+  }
+}
+
+TEST_CASE("the inspector says which odd line leaves an answer open, where one does") {
+  const std::string file = "10000-20000 rw-s 00000000 00:2a 7                  /mnt/x\n";
+  SystemModel system = one_process(file);
+  system.processes[0].files["mountinfo"] =
+      "30 1 0:43 / /other rw - tmpfs none rw\n31 1 0:42 / /mnt\n";
+  const Recorded tree(system);
+  const Process process = tree.process(1);
+  const auto vmas = read_vmas(process);
+  REQUIRE(vmas);
+  VmaInspector inspector(process);
+  Vma known = vmas->at(0);
+  known.dev_minor = 0x2b;
+  CHECK(inspector.filesystem(known) == "tmpfs");
+  CHECK(inspector.missing() == nullptr);
+  // Not "", which is the kernel's own mount.
+  CHECK_FALSE(inspector.filesystem(vmas->at(0)));
+  REQUIRE(inspector.missing() != nullptr);
+  CHECK(to_string(*inspector.missing()).ends_with("/proc/1/mountinfo: line 2: not a mount"));
 }
 
 TEST_CASE("the inspector asks smaps and tells blindness") {

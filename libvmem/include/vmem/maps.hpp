@@ -140,6 +140,10 @@ class VMEM_EXPORT SmapsReader {
   /// the beginning.
   Result<std::optional<SmapsEntry>> find(VirtAddr address, std::size_t most = SIZE_MAX);
 
+  /// The first line so far that is none of smaps: the entry that it begins, or stands in, is left
+  /// out. Null: none.
+  const Error* odd_line() const;
+
  private:
   struct State;
   std::unique_ptr<State> state_;
@@ -192,8 +196,8 @@ struct VmaFacts {
   /// "ext4", "hugetlbfs". Empty string: the mounts were read and none has that number
   /// (a kernel-internal mount: memfd, SysV, anonymous shared memory).
   std::optional<std::string_view> filesystem;
-  bool dax = false;                         ///< that mount has a dax option
-  std::optional<bool> device_node;          ///< the mapped file is a character device
+  bool dax = false;  ///< that mount has a dax option
+  std::optional<bool> device_node;  ///< the mapped file is a character device
   std::optional<VmFlags> flags;
   bool pfnmap = false;  ///< VM_PFNMAP for certain, whatever is known of flags
   std::optional<PageSize> kernel_page_size;  ///< larger than the base page: hugetlb
@@ -238,9 +242,9 @@ class VMEM_EXPORT VmaInspector {
   /// Costs as flags() does.
   std::optional<SmapsEntry> smaps(const Vma& vma);
 
-  /// Why an answer so far is coarser than it might be, or missing: the first file of /proc that
-  /// could not be read (mountinfo, smaps, net/packet, task). Null: none. That the reader may not
-  /// see a thread's stack pointer is no such reason; then the stack is `anon`.
+  /// Why an answer so far is coarser than it might be, or missing: the first file of /proc, or line
+  /// of it, that could not be read (mountinfo, smaps, net/packet, task). Null: none. That the
+  /// reader may not see a thread's stack pointer is no such reason; then the stack is `anon`.
   const Error* missing() const;
 
   /// Whether smaps was read of a process that it may have held up.
