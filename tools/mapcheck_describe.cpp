@@ -583,6 +583,9 @@ Result<PrintedPolicy> describe_policy(const Process& process, Translator& transl
       policy.hint = "ask again when the process is at rest";
   } else if (!left_out.empty()) {
     policy.lacks = left_out.front();
+  } else if (const Error* const missing = inspector.missing()) {
+    policy.lacks = to_string(*missing);
+    if (missing->hint != nullptr) policy.hint = missing->hint;
   } else if (const auto ram = sources.ram(); !ram && !process.root().recorded()) {
     policy.lacks = "which memory is RAM is not known: " + to_string(ram.error());
     if (ram.error().hint != nullptr) policy.hint = ram.error().hint;

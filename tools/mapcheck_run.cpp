@@ -239,6 +239,13 @@ class Look {
     if (const Error* const why = (*translator)->why_blind(); why != nullptr && why->hint != nullptr)
       blind_hint_ = why->hint;
     selected_otherwise(process, *vmas, choices);
+    // What a mapping is decides what it must be.
+    if (const Error* const missing = inspector.missing()) not_all_read(process, *missing);
+  }
+
+  void not_all_read(const Process& process, const Error& error) {
+    report_.unchecked.push_back(
+        {process.pid(), process.comm(), to_string(error), error.hint != nullptr ? error.hint : ""});
   }
 
   // ---- lines of maps that were left out
@@ -439,6 +446,7 @@ class Look {
     }
     if (report_.why.empty() && !report_.unchecked.empty()) {
       report_.why = report_.unchecked.front().reason;
+      if (report_.hint.empty()) report_.hint = report_.unchecked.front().hint;
       if (hidden_ && report_.hint.empty()) report_.hint = hidden_hint;
     }
   }

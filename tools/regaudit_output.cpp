@@ -354,6 +354,9 @@ bool audit_with(Report& report, Translator& source, const Process& process, std:
     return false;
   }
   if (interrupted()) return false;
+  report.flags_from = flags_source_name(inspector, process.root());
+  if (const Error* const error = inspector.missing())
+    add_missing(report.missing, {to_string(*error), error->hint != nullptr ? error->hint : ""});
   group.audits = std::move(*audits);
   report.groups.push_back(std::move(group));
   return true;
@@ -388,7 +391,7 @@ void Presenter::begin(const Report& report) {
   for (const AuditGroup& group : report.groups)
     limits_missing_ = limits_missing_ || (!root_.recorded() && !whole(group.limits));
   if (!options_.json) return;
-  out_.append(json_prologue("regaudit", root_, report.access, report.backend));
+  out_.append(json_prologue("regaudit", root_, report.access, report.backend, report.flags_from));
   out_.print(",\"mode\":\"{}\",\"processes\":[", report.mode);
   for (std::size_t g = 0; g < report.groups.size(); ++g) {
     const AuditGroup& group = report.groups[g];

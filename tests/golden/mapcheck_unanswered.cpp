@@ -61,6 +61,9 @@ std::vector<Unanswered> kinds() {
   all.push_back({"nothing but an odd line", odd, "--auto 1", left_out});
   all.push_back({"an odd line that may be selected", odd, "-e no=any,optional 1", "may be one"});
   all.push_back({"one of all may be selected", odd, "-e no=any,optional --all", "may be one"});
+  SystemModel unread = machine();
+  unread.processes[0].files["smaps"] = "hello\n";
+  all.push_back({"a file that cannot be read", unread, "-e [heap]=any,flags=rd 1", "smaps"});
   SystemModel first = machine();
   first.processes[0].maps = "hello\n" + first.processes[0].maps;
   all.push_back({"which is the first", first, "-e [heap]=any,nth=1 1", "meant by nth"});
@@ -187,6 +190,19 @@ TEST_CASE("mapcheck: one odd line of maps does not take the other mappings with 
   CHECK(document["summary"]["pass"] == 1);
   CHECK(document["checks"][0]["pages_ok"] == 8);
   CHECK(document["unchecked"][0]["pid"] == 1);
+  // What was asked of smaps and could not be had is said, whatever the verdict.
+  system.processes[0].maps = machine().processes[0].maps;
+  system.processes[0].files["smaps"] = "hello\n";
+  const Recorded unread{system};
+  const auto of_unread = [&](const std::string& rule) {
+    return run_tool("mapcheck", {"--sysroot", unread.directory().string(), "-J", "-e", rule, "1"});
+  };
+  const RunResult flagless = of_unread("[heap]=0x200000+32K");
+  INFO(flagless.out << flagless.err);
+  CHECK(flagless.status == 2);
+  CHECK(nlohmann::json::parse(flagless.out)["summary"]["pass"] == 1);
+  CHECK(flagless.err.find("smaps") != std::string::npos);
+  CHECK(of_unread("[heap]=0x300000+32K").status == 1);
   // What fails fails all the same.
   CHECK(with("-e [heap]=0x300000+32K 1").status == 1);
   // An address at which no line can tell of anything.

@@ -405,22 +405,37 @@ TEST_CASE("regaudit: one odd line of maps is said, and hides nothing else") {
   CHECK(all[0]["verdict"] == "clean");
   // Of the page that the line names nothing is known; of its neighbours it is.
   CHECK(all[1]["verdict"] == "error");
-  CHECK(all[1]["errors"][0]["kind"] == "unmapped");
-  CHECK(all[1]["errors"][0]["runs"] == 2);
+  CHECK(all[1]["findings"][0]["kind"] == "unmapped");
+  CHECK(all[1]["findings"][0]["runs"] == 2);
   CHECK(all[1]["unknown"][0]["kind"] == "unseen");
   CHECK(all[1]["unknown"][0]["va"] == "0x20000");
   CHECK(all[1]["unknown"][0]["bytes"] == 4096);
-  CHECK(all[2]["errors"][0]["kind"] == "unmapped");
+  CHECK(all[2]["findings"][0]["kind"] == "unmapped");
 
   const RunResult good = with("10000 8K good\n");
   INFO(good.out << good.err);
-  CHECK(good.status == 0);  // the line stands behind what was asked for, and was not read
+  CHECK(good.status == 2);
+  CHECK(nlohmann::json::parse(good.out)["registrations"][0]["verdict"] == "clean");
   CHECK(with("20000 4K\n").status == 2);
   const RunResult named =
       run_tool("regaudit", {"plan", "--sysroot", tree.directory().string(), "1", "[stack]"});
   INFO(named.out << named.err);
   CHECK(named.status == 2);
   CHECK(named.err.find("left out") != std::string::npos);
+
+  // Another file that cannot be read: one line, and 2.
+  SystemModel model = system;
+  model.processes[0].maps = "10000-12000 rw-p 00000000 00:00 0 \n";
+  model.processes[0].files["smaps"] = "hello\n";
+  const Recorded unread{model};
+  const RunResult flagless =
+      ranges("-J --sysroot " + unread.directory().string() + " 1", "10000 8K good\n");
+  INFO(flagless.out << flagless.err);
+  CHECK(flagless.status == 2);
+  CHECK(flagless.err.find("/proc/1/smaps: ") != std::string::npos);
+  CHECK(error_form(flagless.err, "regaudit") == "");
+  CHECK(nlohmann::json::parse(flagless.out)["error"].get<std::string>().find("smaps") !=
+        std::string::npos);
 
   // Where it is no line of maps at all, any gap may be what it stands for.
   system.processes[0].maps = "10000-12000 rw-p 00000000 00:00 0 \nhello\n";
@@ -429,4 +444,16 @@ TEST_CASE("regaudit: one odd line of maps is said, and hides nothing else") {
   INFO(gap.out << gap.err);
   CHECK(gap.status == 2);
   CHECK(nlohmann::json::parse(gap.out)["registrations"][0]["verdict"] == "unknown");
+}
+
+TEST_CASE("regaudit: JSON says where VmFlags come from, of a running system") {
+  const auto host = [](const std::vector<std::string>& arguments) {
+    const RunResult result = run_tool("regaudit", arguments);
+    CAPTURE(result.out, result.err);
+    return nlohmann::json::parse(result.out)["host"];
+  };
+  const auto live = host({"plan", "-J", "self", "[stack]"});
+  REQUIRE(live.contains("vm_flags"));
+  CHECK((live["vm_flags"] == "smaps" || live["vm_flags"] == "bpf"));
+  CHECK_FALSE(host({"plan", "-J", "--sysroot", "x86-64", "1042", "[heap]"}).contains("vm_flags"));
 }
