@@ -493,7 +493,8 @@ Classification VmaInspector::classify(const Vma& vma) {
   }
   if (result == Classification{VmaClass::device, VmaKind::unknown}) {
     // smaps may hold the target up: the flag that matters most is had without it.
-    facts.pfnmap = s.sight.ask(*s.process, vma.range.start) == PagemapSight::Answer::blind;
+    facts.pfnmap = s.sight.ask(*s.process, vma.range.start) == PagemapSight::Answer::blind &&
+                   confirm_blindness(vma) == Blindness::pfnmap;
     if (!facts.pfnmap) facts.flags = flags(vma);
     result = vmem::classify(vma, facts, s.page_size());
   }
@@ -535,7 +536,8 @@ VmaInspector::Blindness VmaInspector::confirm_blindness(const Vma& vma) {
     const auto now = find_vma(*s.process, vma.range.start);
     if (!now || *now != vma) return Blindness::gone;
     if (looks == 0 && (s.is_smaps_bounded() || s.flags_source)) {
-      const std::optional<VmFlags> codes = s.is_smaps_bounded() ? flags(vma) : s.quick_flags(vma).flags;
+      const std::optional<VmFlags> codes =
+          s.is_smaps_bounded() ? flags(vma) : s.quick_flags(vma).flags;
       if (codes) return codes->has("pf") ? Blindness::pfnmap : Blindness::sighted;
     }
     if (s.sight.ask(*s.process, vma.range.start) == PagemapSight::Answer::sighted)

@@ -47,6 +47,10 @@ TEST_CASE("what is no VMA any more is no blind one") {
   Vma vma;
   vma.range = {{0x10000}, {0x11000}};
   CHECK(inspector.blindness(vma) != VmaInspector::Blindness::pfnmap);
+  vma.path = "anon_inode:[driver]";
+  vma.inode = 1;
+  vma.shared = true;
+  CHECK(inspector.classify(vma) == Classification{VmaClass::device, VmaKind::unknown});
 }
 
 TEST_CASE("VmFlags come without smaps from a process that smaps would hold up, by every backend") {
