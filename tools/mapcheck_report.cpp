@@ -196,9 +196,9 @@ void print_json(Output& out, const Report& report, const SysRoot& root, bool lin
     if (!first) out.append(",");
     first = false;
     newline();
-    out.print(R"({{"name":{},"pid":{},"comm":{},"vma":)", json_string(row.check->name),
+    out.print(R"({{{},"pid":{},{},"vma":)", json_name("name", row.check->name),
               row.pid != 0 ? std::to_string(row.pid) : "null",
-              row.pid != 0 ? json_string(row.comm) : "null");
+              row.pid != 0 ? json_name("comm", row.comm) : "\"comm\":null");
     if (row.vma)
       out.print("{{{}}}", vma_json(*row.vma, row.what, row.flags));
     else
@@ -225,9 +225,9 @@ void print_json(Output& out, const Report& report, const SysRoot& root, bool lin
   out.append("],\"unchecked\":[");
   for (std::size_t i = 0; i < report.unchecked.size(); ++i) {
     const Unchecked& process = report.unchecked[i];
-    out.print(R"({}{{"pid":{},"comm":{},"reason":{}}})", i != 0 ? "," : "",
+    out.print(R"({}{{"pid":{},{},"reason":{}}})", i != 0 ? "," : "",
               process.pid != 0 ? std::to_string(process.pid) : "null",
-              process.comm.empty() ? "null" : json_string(process.comm),
+              process.comm.empty() ? "\"comm\":null" : json_name("comm", process.comm),
               json_string(process.reason));
   }
   out.append("],");

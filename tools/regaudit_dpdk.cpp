@@ -177,8 +177,8 @@ std::string search_json(const Search& search) {
                   search.hidden ? json_string(*search.hidden) : "null");
   for (const auto& [pid, comm] : search.refused) {
     if (&pid != &search.refused.front().first) text += ',';
-    text +=
-        fmt::format(R"({{"pid":{},"comm":{}}})", pid, comm.empty() ? "null" : json_string(comm));
+    text += fmt::format(R"({{"pid":{},{}}})", pid,
+                        comm.empty() ? "\"comm\":null" : json_name("comm", comm));
   }
   text += R"(],"sockets":[)";
   for (const std::string& path : search.foreign_sockets) {

@@ -396,9 +396,9 @@ void Presenter::begin(const Report& report) {
   for (std::size_t g = 0; g < report.groups.size(); ++g) {
     const AuditGroup& group = report.groups[g];
     const LockLimits& l = group.limits;
-    out_.print(R"({}{{"pid":{},"comm":{},"start_time":{},"limits":{{"memlock":{},"unlimited":{},)"
+    out_.print(R"({}{{"pid":{},{},"start_time":{},"limits":{{"memlock":{},"unlimited":{},)"
                R"("pinned":{},"locked":{},"ipc_lock":{}}}{}}})",
-               g == 0 ? "" : ",", group.pid, json_string(group.comm),
+               g == 0 ? "" : ",", group.pid, json_name("comm", group.comm),
                group.start_time ? std::to_string(*group.start_time) : "null",
                l.memlock && *l.memlock != UINT64_MAX ? std::to_string(*l.memlock) : "null",
                l.memlock ? (*l.memlock == UINT64_MAX ? "true" : "false") : "null",

@@ -465,8 +465,8 @@ class Vmastat {
     if (error_.empty() && hidden_processes_) error_ = *hidden_processes_;
     out_.append(",\"refused\":[");
     for (const Refused& one : refused_)
-      out_.print(R"({}{{"pid":{},"comm":{},"reason":{}}})", &one != refused_.data() ? "," : "",
-                 one.pid, json_string(one.comm), json_string(one.reason));
+      out_.print(R"({}{{"pid":{},{},"reason":{}}})", &one != refused_.data() ? "," : "", one.pid,
+                 json_name("comm", one.comm), json_string(one.reason));
     out_.append("],\"hidden_processes\":");
     out_.append(hidden_processes_ ? json_string(*hidden_processes_) : "null");
     out_.append(",\"near_map_count\":[");
@@ -592,8 +592,8 @@ class Vmastat {
     if (!max_map_count_ || map_count_ * 10 < *max_map_count_ * 9) return;
     if (options_.json) {
       near_limit_ +=
-          fmt::format(R"({}{{"pid":{},"comm":{},"vmas":{}}})", near_limit_.empty() ? "" : ",",
-                      process.pid(), json_string(process.comm()), map_count_);
+          fmt::format(R"({}{{"pid":{},{},"vmas":{}}})", near_limit_.empty() ? "" : ",",
+                      process.pid(), json_name("comm", process.comm()), map_count_);
     }
     out_.flush();
     messages_.error(
@@ -606,8 +606,8 @@ class Vmastat {
   void begin_process(const Process& process) {
     if (!options_.json && !held_ && processes_ == 0) heading();
     if (!options_.json || grouped_) return;
-    out_.print("{}\n{{\"pid\":{},\"comm\":{},\"start_time\":", processes_ != 0 ? "," : "",
-               process.pid(), json_string(process.comm()));
+    out_.print("{}\n{{\"pid\":{},{},\"start_time\":", processes_ != 0 ? "," : "",
+               process.pid(), json_name("comm", process.comm()));
     if (process.start_time())
       out_.print("{}", *process.start_time());
     else
@@ -855,10 +855,10 @@ class Vmastat {
     sort_rows();
     if (options_.json) {
       for (const HeldRow& row : rows_) {
-        out_.print("{}\n{{\"key\":{}", &row != rows_.data() ? "," : "", json_string(row.key));
+        out_.print("{}\n{{{}", &row != rows_.data() ? "," : "", json_name("key", row.key));
         if (options_.by == "process")
-          out_.print(",\"pid\":{},\"comm\":{}", row.pid, json_string(row.comm));
-        if (options_.by == "file") out_.print(",\"file\":{}", json_string(row.key));
+          out_.print(",\"pid\":{},{}", row.pid, json_name("comm", row.comm));
+        if (options_.by == "file") out_.print(",{}", json_name("file", row.key));
         if (options_.by == "node")
           out_.print(",\"node\":{}", row.key == "unknown" ? "null" : row.key);
         json_group_kind(row);

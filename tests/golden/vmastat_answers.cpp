@@ -404,11 +404,10 @@ SystemModel unseen_system() {
   process.maps = memory + ring;
   process.files["smaps"] = memory + "Rss: 8 kB\nPss: 8 kB\nVmFlags: rd wr mr mw me ac \n" + ring +
                            "Rss: 0 kB\nPss: 0 kB\nVmFlags: rd wr sh mr mw me ms pf dd \n";
-  process.entries = {
-      {.va = 0x7f0000000000,
-       .pages = 2,
-       .first = entry::present | entry::exclusive | 0x500,
-       .step = 1}};
+  process.entries = {{.va = 0x7f0000000000,
+                      .pages = 2,
+                      .first = entry::present | entry::exclusive | 0x500,
+                      .step = 1}};
   system.processes.push_back(process);
   system.frames = {{.first = 0x500, .frames = 2, .flags = 0x1828, .mapcount = 1, .memcg = {}}};
   return system;
@@ -570,4 +569,29 @@ TEST_CASE("vmastat: one odd line of maps does not take the other mappings with i
   REQUIRE(rows.size() == 4);
   CHECK(fields(rows[1]) == std::vector<std::string>{"0x10000", "8192", "-"});
   CHECK(fields(rows[2]) == std::vector<std::string>{"0x30000", "4096", "[stack]"});
+}
+
+TEST_CASE("JSON: names that are no UTF-8 have their bytes beside them") {
+  SystemModel system{.manifest = full,
+                     .processes = {{.pid = 1,
+                                    .maps = "10000-11000 r--p 00000000 07:00 9        /c\xff\n",
+                                    .entries = {{0x10000, 1, entry::present | 7, 1}}}}};
+  system.processes[0].files["comm"] = "p\xfe\n";
+  const Tree tree(system);
+  const auto comm = nlohmann::json::parse(tree.vmastat({"-J", "1"}).out)["processes"][0];
+  CHECK(comm["comm_bytes"] == "70fe");
+  const auto group =
+      nlohmann::json::parse(tree.vmastat({"-J", "--by", "file", "1"}).out)["groups"][0];
+  CHECK(group["key_bytes"] == "2f63ff");
+  CHECK(group["file_bytes"] == "2f63ff");
+  const auto process =
+      nlohmann::json::parse(tree.vmastat({"-J", "--by", "process", "1"}).out)["groups"][0];
+  CHECK(process["comm_bytes"] == "70fe");
+  const TempDir directory;
+  write_tree(system, directory / "tree");
+  const auto check =
+      nlohmann::json::parse(run_tool("mapcheck", {"--sysroot", (directory / "tree").string(), "-J",
+                                                  "-e", "10000=any", "1"})
+                                .out)["checks"][0];
+  CHECK(check["comm_bytes"] == "70fe");
 }
