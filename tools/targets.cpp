@@ -33,6 +33,20 @@ std::optional<pid_t> parse_pid(const SysRoot& root, std::string_view word,
   return std::nullopt;
 }
 
+/// Why not everybody's name is seen; empty: all are.
+std::optional<std::string_view> names_hidden(const SysRoot& root) {
+  if (const auto hidden = root.hidden_processes()) return hidden;
+  // Under hidepid=noaccess others are listed, and do not tell their names.
+  const auto shut = [&](pid_t pid) {
+    const auto name = root.read_file(fmt::format("proc/{}/comm", pid).c_str(), 4096);
+    return !name && name.error().code == Errc::permission;
+  };
+  const auto all = root.processes();
+  if (all && std::ranges::any_of(*all, shut))
+    return "proc is mounted with hidepid: other users' names are not seen";
+  return {};
+}
+
 /// The PIDs whose comm is the options' name; empty (and said) where there are none.
 std::vector<pid_t> named(const SysRoot& root, const std::string& comm, const Messages& messages) {
   auto pids = root.find_by_comm(comm);
@@ -41,19 +55,10 @@ std::vector<pid_t> named(const SysRoot& root, const std::string& comm, const Mes
     return {};
   }
   if (pids->empty()) {
-    // Under hidepid=noaccess others are listed, and do not tell their names.
-    const auto shut = [&](pid_t pid) {
-      const auto name = root.read_file(fmt::format("proc/{}/comm", pid).c_str(), 4096);
-      return !name && name.error().code == Errc::permission;
-    };
-    const auto all = root.processes();
-    const auto hidden = root.hidden_processes();
-    const bool unknown = hidden || (all && std::ranges::any_of(*all, shut));
+    const auto hidden = names_hidden(root);
     messages.error(
-        fmt::format("no process is named {}{}", comm,
-                    unknown ? ", or it is hidden by hidepid" : ""),
-        hidden.value_or(unknown ? "proc is mounted with hidepid: other users' names are not seen"
-                                : ""));
+        fmt::format("no process is named {}{}", comm, hidden ? ", or it is hidden by hidepid" : ""),
+        hidden.value_or(""));
   }
   return std::move(*pids);
 }
@@ -102,7 +107,8 @@ std::optional<Process> open_target(const CommonOptions& options, const std::stri
 
 std::optional<std::vector<pid_t>> find_targets(const SysRoot& root, const CommonOptions& options,
                                                const std::vector<std::string>& words,
-                                               const Messages& messages) {
+                                               const Messages& messages,
+                                               std::optional<std::string_view>& partial) {
   std::vector<pid_t> pids;
   const auto add = [&](pid_t pid) {
     if (std::ranges::find(pids, pid) == pids.end()) pids.push_back(pid);
@@ -111,7 +117,10 @@ std::optional<std::vector<pid_t>> find_targets(const SysRoot& root, const Common
     const std::vector<pid_t> found = named(root, options.comm, messages);
     if (found.empty()) return std::nullopt;
     std::ranges::for_each(found, add);
-    if (const auto hidden = root.hidden_processes()) messages.error(*hidden);
+    partial = names_hidden(root);
+    if (partial)
+      messages.error(
+          fmt::format("there may be more processes named {}: {}", options.comm, *partial));
   }
   for (const std::string& word : words) {
     if (word == "self") {

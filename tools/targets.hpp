@@ -20,9 +20,11 @@ std::optional<Process> open_target(const CommonOptions& options, const std::stri
                                    const Messages& messages);
 
 /// The processes that the options (-n, here any number) and `words` name, each once, in the
-/// order asked. They are not opened: whether each can be is for the caller to say.
+/// order asked. They are not opened: whether each can be is for the caller to say. `partial`: why
+/// -n may not have found all, which has been said and makes the answer weaker.
 std::optional<std::vector<pid_t>> find_targets(const SysRoot& root, const CommonOptions& options,
                                                const std::vector<std::string>& words,
-                                               const Messages& messages);
+                                               const Messages& messages,
+                                               std::optional<std::string_view>& partial);
 
 }  // namespace vmem::tools

@@ -180,12 +180,14 @@ std::string why_apart(const Vma& a, const std::optional<VmFlags>& a_flags,
 class Vmastat {
  public:
   Vmastat(const StatOptions& options, const SysRoot& root, std::vector<pid_t> pids,
-          std::vector<StatColumn> columns, std::optional<StatColumn> sort)
+          std::optional<std::string_view> partial, std::vector<StatColumn> columns,
+          std::optional<StatColumn> sort)
       : options_(options),
         root_(root),
         pids_(std::move(pids)),
         grouped_(options.by != "vma"),
         held_(grouped_ || options.tree || options.top || sort || options.watch),
+        hidden_processes_(partial),
         sort_(sort),
         sharing_(options.json || options.openmetrics || !options.html.empty() ||
                  needs_sharing(columns) || sort_needs(needs_sharing)),
@@ -205,7 +207,7 @@ class Vmastat {
 
   int run() {
     if (const Error* error = reader_.frames_error()) fail(*error);
-    if (options_.all || !options_.comm.empty()) hidden_processes_ = root_.hidden_processes();
+    if (options_.all) hidden_processes_ = root_.hidden_processes();
     if (auto limit = read_max_map_count(root_))
       max_map_count_ = *limit;
     else
@@ -1010,6 +1012,7 @@ class Vmastat {
   }
 
   const StatOptions& options_;
+  std::optional<std::string_view> hidden_processes_;  ///< why not all are seen
   const SysRoot& root_;
   std::vector<pid_t> pids_;
   const bool grouped_;
@@ -1043,7 +1046,6 @@ class Vmastat {
   std::size_t processes_ = 0;
   std::size_t vmas_ = 0;  ///< of the process that is being printed
   std::vector<Refused> refused_;
-  std::optional<std::string_view> hidden_processes_;  ///< why not all are seen
   std::optional<std::uint64_t> max_map_count_;
   std::uint64_t map_count_ = 0;  ///< of the process that is being read
   std::string near_limit_;  ///< JSON objects
@@ -1139,6 +1141,7 @@ int run_vmastat(const StatOptions& options, const std::vector<std::string>& word
       return usage(fmt::format("{}: no such column", chosen.error()),
                    stat_column_words(column_words));
     columns = std::move(*chosen);
+  std::optional<std::string_view> partial;
   }
   std::vector<pid_t> pids;
   if (options.all) {
@@ -1149,7 +1152,7 @@ int run_vmastat(const StatOptions& options, const std::vector<std::string>& word
     }
     pids = std::move(*all);
   } else {
-    auto found = find_targets(*root, options, words, messages);
+    auto found = find_targets(*root, options, words, messages, partial);
     if (!found) return static_cast<int>(Status::unanswered);
     pids = std::move(*found);
   }
@@ -1158,7 +1161,7 @@ int run_vmastat(const StatOptions& options, const std::vector<std::string>& word
   if (options.watch && !options.json && isatty(STDOUT_FILENO) == 0 &&
       std::ranges::find(*columns, StatColumn::time) == columns->end())
     columns->insert(columns->begin(), StatColumn::time);
-  return Vmastat{options, *root, std::move(pids), std::move(*columns), sort}.run();
+  return Vmastat{options, *root, std::move(pids), partial, std::move(*columns), sort}.run();
 }
 
 }  // namespace vmem::tools
