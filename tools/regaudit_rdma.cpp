@@ -180,16 +180,20 @@ std::expected<Inventory, std::string> read_inventory() {
 
 /// NUMA node of an RDMA device; empty for one without (soft RoCE).
 std::optional<unsigned> node_of_device(const SysRoot& root, const std::string& device,
-                                       bool& unreadable) {
-  const auto text =
-      root.read_file(("sys/class/infiniband/" + device + "/device/numa_node").c_str());
+                                       std::optional<Missing>& unreadable) {
+  const std::string path = "sys/class/infiniband/" + device + "/device/numa_node";
+  const auto text = root.read_file(path.c_str());
   if (!text) {
-    unreadable = unreadable || text.error().code != Errc::not_found;
+    // A device without a bus has no such file.
+    if (text.error().code != Errc::not_found) unreadable = {to_string(text.error()), {}};
     return std::nullopt;
   }
-  unsigned node = 0;
+  int node = 0;
   const auto [end, error] = std::from_chars(text->data(), text->data() + text->size(), node);
-  return error == std::errc{} ? std::optional(node) : std::nullopt;
+  if (error != std::errc{})
+    unreadable = {fmt::format("reading a device's NUMA node: /{}: no number", path), {}};
+  return error == std::errc{} && node >= 0 ? std::optional(static_cast<unsigned>(node))
+                                           : std::nullopt;
 }
 
 // infiniband/verbs.h
@@ -264,7 +268,7 @@ std::string optional_number(const std::optional<std::uint32_t>& value) {
 }
 
 Registration registration_of(const Joined& j, const SysRoot& root, bool copy_on_fork,
-                             bool& unreadable_node) {
+                             std::optional<Missing>& unreadable_node) {
   const TracedRegion& t = *j.traced;
   Registration r{.range = {{t.address}, {t.address + t.length}}, .iova = t.iova};
   r.iova_known = true;
@@ -346,7 +350,7 @@ bool audit_process(Report& report, const RegauditOptions& options, const SysRoot
   std::vector<Registration> registrations;
   std::vector<std::string> members;
   std::vector<Unlocated> unlocated;
-  bool unreadable_node = false;
+  std::optional<Missing> unreadable_node;
   for (const Joined& j : all) {
     if (j.traced == nullptr) {
       unlocated.push_back(unlocated_of(
@@ -367,10 +371,7 @@ bool audit_process(Report& report, const RegauditOptions& options, const SysRoot
   }
   if (!audit_into(report, options, *process, "", std::move(registrations), false, messages))
     return false;
-  if (unreadable_node) {
-    report.text += fmt::format("{}: a device's NUMA node could not be read\n", pid);
-    report.unanswered = true;
-  }
+  if (unreadable_node) report.missing.push_back(std::move(*unreadable_node));
   AuditGroup& group = report.groups.back();
   group.members = std::move(members);
   group.unlocated = std::move(unlocated);
