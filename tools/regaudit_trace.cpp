@@ -159,6 +159,13 @@ Result<Fd> open_log(const std::string& path) {
   return fd;
 }
 
+/// One that is named, on the command line or by the process: with the rights of who asks.
+Result<Fd> open_named_log(const std::string& path) {
+  const CallersRights rights;
+  if (!rights.had()) return refused(Errc::permission, "reading a trace", path, errno);
+  return open_log(path);
+}
+
 /// Whether the log may be believed of the process: what another user wrote is no evidence.
 Result<void> check_owner(const Fd& fd, const std::string& path, const Process& process) {
   struct stat log{};
@@ -211,7 +218,7 @@ Result<Fd> open_log_of(const Process& process) {
     auto fd = open_log(
         fmt::format("{}/map_files/{:x}-{:x}", proc, vma.range.start.value, vma.range.end.value));
     if (fd || file.empty()) return fd;
-    return open_log(file);
+    return open_named_log(file);
   }
   // Not mapped: a program that it ran since is not recorded. Of a log in a file only the
   // environment tells, so that must have been read.
@@ -281,11 +288,7 @@ Result<Trace> read_trace(const Fd& fd, const std::string& name, pid_t pid, std::
 }
 
 Result<std::optional<Trace>> find_trace(const Process& process, const std::string& log) {
-  const auto open_named = [&] {
-    const CallersRights rights;
-    return open_log(log);
-  };
-  auto fd = log.empty() ? open_log_of(process) : open_named();
+  auto fd = log.empty() ? open_log_of(process) : open_named_log(log);
   if (!fd) return std::unexpected(std::move(fd.error()));
   if (!fd->valid()) return std::optional<Trace>{};
   const std::string name = log.empty() ? process.path("environ") : log;
