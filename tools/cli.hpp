@@ -59,6 +59,10 @@ std::string left_out_text(const OddLine& line);
 /// That of each line that was left out of a process's maps by now; of many the first, and how many.
 std::vector<std::string> left_out_texts(const Process& process);
 
+/// What to do about PFNs that a recording does not have.
+inline constexpr const char* hidden_recorded_hint =
+    "it was recorded without CAP_SYS_ADMIN: record it again as root";
+
 /// What is said of a process that smaps may have held up: text and hint.
 inline constexpr std::string_view smaps_stalled_text =
     "smaps was read, and the process's mmap() may have waited for it";

@@ -267,8 +267,10 @@ int print_policy(const MapcheckOptions& options, const Process& process, const M
     return 2;
   }
   if (pfn_access(process, **translator) != PfnAccess::full) {
-    messages.error("PFNs are hidden from this user",
-                   "PFNs take CAP_SYS_ADMIN in the initial user namespace: run as root");
+    if (process.root().recorded())
+      messages.error("PFNs are hidden in this recording", hidden_recorded_hint);
+    else
+      messages.error("PFNs are hidden from this user", permission_hint(Privilege::pfns));
     return 2;
   }
   const auto policy = describe_policy(process, **translator);

@@ -460,7 +460,8 @@ class Look {
     report_.why = row.result.findings.front().detail;
     if (!report_.hint.empty()) return;
     if (report_.access == PfnAccess::hidden)
-      report_.hint = "PFNs take CAP_SYS_ADMIN in the initial user namespace: run as root";
+      report_.hint =
+          subjects_.root.recorded() ? hidden_recorded_hint : permission_hint(Privilege::pfns);
     else
       report_.hint = blind_hint_;
   }

@@ -118,6 +118,8 @@ constexpr std::uint32_t sums_of_drivers =
     unknown_sum::device | unknown_sum::uncounted | unknown_sum::leaf | unknown_sum::extents;
 constexpr std::string_view unseen_hint =
     "a driver's mapping (VM_PFNMAP): BPF or the kernel module read its page tables";
+constexpr std::string_view frames_or_smaps =
+    "/proc/kpagecount and kpageflags (CAP_DAC_READ_SEARCH) tell it, or smaps (CAP_SYS_PTRACE)";
 constexpr std::string_view stronger = "it has capabilities that you have not, or an LSM refuses";
 
 /// Empty: the system does not say it.
@@ -185,9 +187,9 @@ class Vmastat {
       : options_(options),
         root_(root),
         pids_(std::move(pids)),
+        hidden_processes_(partial),
         grouped_(options.by != "vma"),
         held_(grouped_ || options.tree || options.top || sort || options.watch),
-        hidden_processes_(partial),
         sort_(sort),
         sharing_(options.json || options.openmetrics || !options.html.empty() ||
                  needs_sharing(columns) || sort_needs(needs_sharing)),
@@ -268,13 +270,9 @@ class Vmastat {
         (unknown_ & asked &
          (sums | unknown_sum::nodes | unknown_sum::extents | unknown_sum::uncounted)) != 0) {
       if (recorded)
-        fail("PFNs are hidden in this recording",
-             "it was recorded without CAP_SYS_ADMIN: record it again as root");
+        fail("PFNs are hidden in this recording", hidden_recorded_hint);
       else
-        fail("PFNs are hidden from this user",
-             capable_ ? "PFNs need CAP_SYS_ADMIN in the initial user namespace, which root of a "
-                        "container has not"
-                      : "PFNs need CAP_SYS_ADMIN in the initial user namespace: run as root");
+        fail("PFNs are hidden from this user", permission_hint(Privilege::pfns));
     } else if (changed_) {
       fail("a mapping kept changing while it was read", "stop the process (SIGSTOP), or try again");
     } else if ((unknown_ & asked & sums) != 0 && error_.empty()) {
@@ -286,7 +284,7 @@ class Vmastat {
                      : "it moves just now, or is on no node that the kernel lists");
       else
         fail("some sums cannot be told: neither page frames nor smaps say them",
-             recorded ? "the recording lacks kpagecount or smaps with sums" : "run as root");
+             recorded ? "the recording lacks kpagecount or smaps with sums" : frames_or_smaps);
     } else {
       untold_columns();
     }
@@ -359,7 +357,7 @@ class Vmastat {
       else if ((missing & unknown_sum::ksm) != 0)
         untold(name, "kernels 6.10 to 6.16 set this flag of all anonymous memory");
       else if (missing != 0)
-        untold(name, options_.by == "node" ? "this is not told apart by node" : "run as root");
+        untold(name, options_.by == "node" ? "this is not told apart by node" : frames_or_smaps);
       else if (leaves_untold_ != 0 && (column == StatColumn::pte || column == StatColumn::pmd ||
                                        column == StatColumn::pud))
         untold(name, "kernels before 6.7 do not tell leaf sizes: BPF or the kernel module do");
@@ -393,7 +391,7 @@ class Vmastat {
     fail(refused_text(),
          capable_
              ? ""
-             : "other users' processes need CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH: run as root");
+             : permission_hint(Privilege::process));
   }
 
   void refuse(pid_t pid) {
@@ -1012,9 +1010,9 @@ class Vmastat {
   }
 
   const StatOptions& options_;
-  std::optional<std::string_view> hidden_processes_;  ///< why not all are seen
   const SysRoot& root_;
   std::vector<pid_t> pids_;
+  std::optional<std::string_view> hidden_processes_;  ///< why not all are seen
   const bool grouped_;
   const bool held_;  ///< rows are not printed as they come
   const std::optional<StatColumn> sort_;
@@ -1141,9 +1139,9 @@ int run_vmastat(const StatOptions& options, const std::vector<std::string>& word
       return usage(fmt::format("{}: no such column", chosen.error()),
                    stat_column_words(column_words));
     columns = std::move(*chosen);
-  std::optional<std::string_view> partial;
   }
   std::vector<pid_t> pids;
+  std::optional<std::string_view> partial;
   if (options.all) {
     auto all = root->processes();
     if (!all) {

@@ -16,8 +16,6 @@
 namespace vmem::tools {
 namespace {
 
-constexpr const char* hidden_recorded_hint =
-    "it was recorded without CAP_SYS_ADMIN: record it again as root";
 constexpr int walk_attempts = 3;
 constexpr const char* walk_takes_addresses = "--walk takes single addresses";
 

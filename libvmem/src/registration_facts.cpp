@@ -390,7 +390,7 @@ KindText text_of(AuditFindingKind kind) {
     case AuditFindingKind::unpinned:
       return {"unpinned", "the kernel may move these pages under the device: register them again"};
     case AuditFindingKind::hidden:
-      return {"hidden", "PFNs take CAP_SYS_ADMIN in the initial user namespace: run as root"};
+      return {"hidden", "PFNs take CAP_SYS_ADMIN in the initial user namespace"};
     case AuditFindingKind::unseen:
       return {"unseen", "page tables through --backend bpf or kmod may tell"};
     case AuditFindingKind::changed:
@@ -400,7 +400,7 @@ KindText text_of(AuditFindingKind kind) {
               "a page that is being migrated: ask again; one that lies in a device's memory comes "
               "back when the process touches it"};
     case AuditFindingKind::flags_unknown:
-      return {"flags-unknown", "reading smaps takes CAP_SYS_PTRACE: run as root"};
+      return {"flags-unknown", "reading smaps takes CAP_SYS_PTRACE"};
     case AuditFindingKind::frames_unknown:
       return {
           "frames-unknown",
