@@ -387,12 +387,7 @@ class Vmastat {
                                  : "they have capabilities that you have not, or an LSM refuses");
   }
 
-  void fail_refused() {
-    fail(refused_text(),
-         capable_
-             ? ""
-             : permission_hint(Privilege::process));
-  }
+  void fail_refused() { fail(refused_text(), capable_ ? "" : permission_hint(Privilege::process)); }
 
   void refuse(pid_t pid) {
     Refused one{.pid = pid, .comm = {}, .reason = {}};
@@ -591,9 +586,8 @@ class Vmastat {
   void compare_map_count(const Process& process) {
     if (!max_map_count_ || map_count_ * 10 < *max_map_count_ * 9) return;
     if (options_.json) {
-      near_limit_ +=
-          fmt::format(R"({}{{"pid":{},{},"vmas":{}}})", near_limit_.empty() ? "" : ",",
-                      process.pid(), json_name("comm", process.comm()), map_count_);
+      near_limit_ += fmt::format(R"({}{{"pid":{},{},"vmas":{}}})", near_limit_.empty() ? "" : ",",
+                                 process.pid(), json_name("comm", process.comm()), map_count_);
     }
     out_.flush();
     messages_.error(
@@ -606,8 +600,8 @@ class Vmastat {
   void begin_process(const Process& process) {
     if (!options_.json && !held_ && processes_ == 0) heading();
     if (!options_.json || grouped_) return;
-    out_.print("{}\n{{\"pid\":{},{},\"start_time\":", processes_ != 0 ? "," : "",
-               process.pid(), json_name("comm", process.comm()));
+    out_.print("{}\n{{\"pid\":{},{},\"start_time\":", processes_ != 0 ? "," : "", process.pid(),
+               json_name("comm", process.comm()));
     if (process.start_time())
       out_.print("{}", *process.start_time());
     else
