@@ -42,6 +42,13 @@ inline std::unexpected<Error> failed(int os_errno, const char* what, std::string
   return std::unexpected(make_error(os_errno, what, std::move(path)));
 }
 
+/// For a file that has been opened: "not there" is no answer of it any more.
+inline std::unexpected<Error> failed_though_open(int os_errno, const char* what, std::string path) {
+  Error error = make_error(os_errno, what, std::move(path));
+  if (error.code == Errc::not_found) error.code = Errc::io;
+  return std::unexpected(std::move(error));
+}
+
 inline std::unexpected<Error> fail(Errc code, const char* what, std::string path) {
   return std::unexpected(Error{.code = code, .what = what, .path = std::move(path)});
 }

@@ -312,7 +312,9 @@ struct VmaInspector::State {
   /// and a process that has ended is found out elsewhere.
   void miss(Error error) {
     const bool lacks = process->root().recorded() && error.code == Errc::not_found;
-    const bool ended = error.code == Errc::no_process || error.code == Errc::process_changed;
+    const bool may_have_ended =
+        error.code == Errc::no_process || error.code == Errc::process_changed;
+    const bool ended = may_have_ended && !process->check_alive();
     if (!missing && !lacks && !ended) missing = std::move(error);
   }
 

@@ -58,7 +58,7 @@ Result<std::string> read_whole(const Fd& fd, std::size_t limit, const std::strin
       text.resize(std::min(limit + 1, std::max<std::size_t>(8192, text.size() * 2)));
     const ssize_t n = ::read(fd.get(), text.data() + used, text.size() - used);
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return failed(errno, "reading", path);
+    if (n < 0) return failed_though_open(errno, "reading", path);
     if (n == 0) break;
     used += static_cast<std::size_t>(n);
     if (used > limit) return fail(Errc::malformed, "reading (too large)", path);
@@ -69,7 +69,7 @@ Result<std::string> read_whole(const Fd& fd, std::size_t limit, const std::strin
 
 Result<std::vector<std::string>> list_directory(Fd fd, const std::string& path) {
   DIR* stream = fdopendir(fd.get());
-  if (stream == nullptr) return failed(errno, "listing", path);
+  if (stream == nullptr) return failed_though_open(errno, "listing", path);
   fd.release();
   std::vector<std::string> names;
   errno = 0;
@@ -79,7 +79,7 @@ Result<std::vector<std::string>> list_directory(Fd fd, const std::string& path) 
   }
   const int error = errno;
   closedir(stream);
-  if (error != 0) return failed(error, "listing", path);
+  if (error != 0) return failed_though_open(error, "listing", path);
   return names;
 }
 
@@ -92,14 +92,17 @@ PageSize probe_page_size() {
   std::size_t size = 4096;
   for (; size < largest; size *= 2) {
     unsigned char resident = 0;
-    if (mincore(reinterpret_cast<void*>(base + size), 1, &resident) == 0 || errno != EINVAL) break;
+    void* const page = reinterpret_cast<void*>(base + size);
+    // A page is not larger for one refusal: seccomp and the like answer EINVAL, too.
+    const auto aligned = [&] { return mincore(page, 1, &resident) == 0 || errno != EINVAL; };
+    if (aligned() || aligned()) break;
   }
   munmap(area, 2 * largest);
   return PageSize{size};
 }
 
 /// Whether PFNs are shown: read the entry of a page that is certainly present, our stack's.
-PfnAccess probe_pfn_access(int root, PageSize page_size) {
+PfnAccess try_pfn_access(int root, PageSize page_size) {
   volatile char page = 1;
   const auto address = reinterpret_cast<std::uintptr_t>(&page);
   const Fd fd{openat(root, "proc/self/pagemap", O_RDONLY | O_CLOEXEC)};
@@ -109,6 +112,12 @@ PfnAccess probe_pfn_access(int root, PageSize page_size) {
   if (pread(fd.get(), &entry, sizeof entry, offset) != sizeof entry) return PfnAccess::none;
   if (!pagemap::present(entry)) return PfnAccess::none;
   return pagemap::pfn(entry).value != 0 ? PfnAccess::full : PfnAccess::hidden;
+}
+
+/// Asked twice before PFNs are said not to be shown: all that follows goes by it.
+PfnAccess probe_pfn_access(int root, PageSize page_size) {
+  const PfnAccess first = try_pfn_access(root, page_size);
+  return first == PfnAccess::none ? try_pfn_access(root, page_size) : first;
 }
 
 std::optional<std::uint64_t> parse_number(std::string_view text) {
@@ -295,7 +304,7 @@ Result<Fd> open_in(int directory, bool recorded, const char* path, int flags, st
   Fd fd{open_beneath(directory, path, flags | O_NONBLOCK | O_NOCTTY)};
   if (!fd.valid()) return failed(errno, "opening", std::move(shown));
   struct stat info{};
-  if (fstat(fd.get(), &info) != 0) return failed(errno, "opening", std::move(shown));
+  if (fstat(fd.get(), &info) != 0) return failed_though_open(errno, "opening", std::move(shown));
   const bool wanted = (flags & O_DIRECTORY) != 0 ? S_ISDIR(info.st_mode) : S_ISREG(info.st_mode);
   if (!wanted) return fail(Errc::malformed, "opening (not a regular file)", std::move(shown));
   return fd;
