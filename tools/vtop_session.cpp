@@ -286,6 +286,7 @@ class Vtop {
       frames_.emplace(std::move(*reader));
     else
       fail(reader.error());
+    if (const Error* const missing = frames_ ? frames_->missing() : nullptr) fail(*missing);
     if (auto iomem = Iomem::read(process_.root()))
       iomem_ = std::move(*iomem);
     else if (iomem.error().code != Errc::not_found &&
@@ -448,7 +449,11 @@ class Vtop {
     details_.in_order(false);
     std::optional<std::string> vm_ops;
     if (options_.walk && vma != nullptr) {
-      if (auto told = translator_.vm_ops(extent.va)) vm_ops = std::move(*told);
+      auto told = translator_.vm_ops(extent.va);
+      if (told)
+        vm_ops = std::move(*told);
+      else if (told.error().code != Errc::not_supported && told.error().code != Errc::not_found)
+        fail(told.error());
     }
     const Row row{.vma = vma,
                   .extent = extent,

@@ -153,6 +153,7 @@ std::vector<std::string> frame_flag_names(std::uint64_t flags) {
 struct FrameReader::State {
   explicit State(const SysRoot& root) : doubts(root) {}
   Doubts doubts;
+  std::optional<Error> missing;
   std::array<Fd, sources.size()> files;
   std::array<std::array<std::uint64_t, batch>, sources.size()> values;
   std::array<std::size_t, sources.size()> counts;  ///< values there are; the rest is past the end
@@ -173,9 +174,14 @@ Result<FrameReader> FrameReader::open(const SysRoot& root, std::uint8_t wanted) 
     if (fd) {
       state->files[i] = std::move(*fd);
       any = true;
-    } else if (!first_error) {
-      first_error = std::move(fd.error());
+      continue;
     }
+    if (!state->missing && fd.error().code != Errc::not_found) {
+      state->missing = fd.error();
+      if (fd.error().code == Errc::permission)
+        state->missing->hint = permission_hint(Privilege::frames);
+    }
+    if (!first_error) first_error = std::move(fd.error());
   }
   if (!any) {
     if (!first_error) first_error = Error{.code = Errc::invalid_argument, .what = "no frame facts"};
@@ -186,6 +192,8 @@ Result<FrameReader> FrameReader::open(const SysRoot& root, std::uint8_t wanted) 
   }
   return FrameReader{std::move(state)};
 }
+
+const Error* FrameReader::missing() const { return state_->missing ? &*state_->missing : nullptr; }
 
 Result<void> FrameReader::read(Pfn first, std::uint64_t frames,
                                FunctionRef<bool(Pfn, std::uint64_t, const FrameFacts&)> sink) {

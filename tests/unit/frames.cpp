@@ -92,6 +92,20 @@ TEST_CASE("a missing file leaves its fact unknown, not zero") {
   CHECK(runs[0].facts.mapcount == 3);
 }
 
+TEST_CASE("a file that is there and cannot be opened is told, one that is not there is none") {
+  const Recorded flags_only(with_frames({{0, 8, 0x4, {}, {}}}));
+  auto reader = FrameReader::open(flags_only.root());
+  REQUIRE(reader);
+  CHECK(reader->missing() == nullptr);
+  std::filesystem::create_directory(flags_only.directory() / "proc/kpagecount");
+  reader = FrameReader::open(flags_only.root());
+  REQUIRE(reader);
+  REQUIRE(reader->missing() != nullptr);
+  CHECK(reader->missing()->path.ends_with("/proc/kpagecount"));
+  // Nobody asks for it.
+  CHECK(FrameReader::open(flags_only.root(), FrameFacts::has_flags)->missing() == nullptr);
+}
+
 TEST_CASE("no file at all is an error") {
   const Recorded none(one_process("1000-2000 rw-p 00000000 00:00 0 \n"));
   const auto reader = FrameReader::open(none.root());

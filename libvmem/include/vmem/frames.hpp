@@ -63,6 +63,10 @@ class VMEM_EXPORT FrameReader {
   FrameReader& operator=(FrameReader&&) noexcept;
   ~FrameReader();
 
+  /// Why a file that is there could not be opened, the first one; null if all could. What a kernel
+  /// or a recording does not have is no failure.
+  const Error* missing() const;
+
   /// Calls `sink(first, frames, facts)` for runs of frames with equal facts, which tile
   /// [first, first + frames) in order, until it returns false. Frames past the end of the
   /// kernel's files have nothing known.
