@@ -114,8 +114,9 @@ bool may_look_into_all() {
 }
 
 /// What lies in a driver's mapping is in these sums alone.
-constexpr std::uint32_t sums_of_drivers =
-    unknown_sum::device | unknown_sum::uncounted | unknown_sum::leaf | unknown_sum::extents;
+constexpr std::uint32_t sums_of_drivers = unknown_sum::device | unknown_sum::uncounted |
+                                          unknown_sum::leaf | unknown_sum::extents |
+                                          unknown_sum::frames;
 constexpr std::string_view unseen_hint =
     "a driver's mapping (VM_PFNMAP): BPF or the kernel module read its page tables";
 constexpr std::string_view frames_or_smaps =
@@ -285,11 +286,16 @@ class Vmastat {
       else
         fail("some sums cannot be told: neither page frames nor smaps say them",
              recorded ? "the recording lacks kpagecount or smaps with sums" : frames_or_smaps);
+    } else if ((node_unknown_ & asked) != 0 && error_.empty()) {
+      fail(
+          "what is shared cannot be told node by node: page frames do not say how often they are "
+          "mapped",
+          recorded ? "the recording lacks kpagecount" : frames_or_smaps);
     } else {
       untold_columns();
     }
-    const bool all_by_default = options_.columns.empty() && !report_ && !recorded;
-    if (leaves_untold_ != 0 && all_by_default && error_.empty() &&
+    const bool all_by_default = options_.columns.empty() && !recorded;
+    if (leaves_untold_ != 0 && all_by_default && !report_ && error_.empty() &&
         (shown_sums(table_.columns()) & unknown_sum::leaf) != 0) {
       fail(fmt::format("the leaf sizes of {} could not be told", human_size(leaves_untold_, false)),
            "page tables tell them: use --backend bpf or kmod");
@@ -345,7 +351,7 @@ class Vmastat {
       if (hint.empty()) hint = why;
     };
     for (const StatColumn column : named) {
-      std::uint32_t missing = shown_sums(column) & (unknown_ | row_unknown_);
+      std::uint32_t missing = shown_sums(column) & (unknown_ | row_unknown_ | frames_unseen_);
       if (reader_.frames_error() != nullptr) missing &= ~unknown_sum::frames;  // it has been said
       const std::string_view name = stat_column_name(column);
       if ((missing & unknown_sum::smaps) != 0)
@@ -495,6 +501,12 @@ class Vmastat {
   }
 
   void look_at(pid_t pid) {
+    auto process = root_.process(pid);
+    // Where a call failed as it does of a process that has ended, and it has not.
+    const auto lives_on = [&](Errc code) {
+      if (code != Errc::no_process && code != Errc::process_changed) return false;
+      return process ? process->check_alive().has_value() : root_.process(pid).has_value();
+    };
     const auto refused = [&](const Error& error) {
       if (error.code == Errc::permission) refuse(pid);
       if (!options_.all) {
@@ -507,9 +519,9 @@ class Vmastat {
         return;
       }
       // Kernel threads have no memory, and processes end.
-      if (error.code == Errc::malformed || error.code == Errc::io) fail(error);
+      if (error.code == Errc::malformed || error.code == Errc::io || lives_on(error.code))
+        fail(error);
     };
-    auto process = root_.process(pid);
     if (!process) return refused(process.error());
     process->skip_odd_lines();  // the others are answered all the same
     auto translator = open_source(options_, *process);
@@ -539,7 +551,7 @@ class Vmastat {
       sums.add(stats.sums);
       hidden_ = hidden_ || stats.sums.hidden != 0;
       changed_ = changed_ || stats.sums.changed != 0;
-      unknown_ |= stats.sums.unknown;
+      note_unknown(stats.sums);
       leaves_untold_ += stats.sums.leaf.at(0);
       if (stats.classification.kind == VmaKind::hugetlb)
         untouched_hugetlb_ += stats.sums.size - std::min(stats.sums.size, stats.sums.hugetlb);
@@ -569,6 +581,12 @@ class Vmastat {
       report_->end(sums, read.has_value());
     else
       end_process(*process, sums);
+  }
+
+  void note_unknown(const MemorySums& sums) {
+    unknown_ |= sums.unknown & ~unknown_sum::frames;
+    if (sums.known(unknown_sum::frames)) return;
+    (sums.unseen != 0 ? frames_unseen_ : unknown_) |= unknown_sum::frames;
   }
 
   void begin_json(const Process& process, Translator& translator, VmaInspector& inspector) {
@@ -735,6 +753,7 @@ class Vmastat {
         HeldRow& row = group(node < 0 ? "unknown" : std::to_string(node));
         row.sums.add(sums);
         row_unknown_ |= sums.unknown;
+        if (node >= 0) node_unknown_ |= sums.unknown & (unknown_sum::pss | unknown_sum::uss);
         add_common(row, process, stats);
       }
       return;
@@ -1053,6 +1072,8 @@ class Vmastat {
   std::vector<std::string_view> thp_seen_;  ///< words, as they came
   std::uint32_t unknown_ = 0;
   std::uint32_t row_unknown_ = 0;  ///< of rows by node alone
+  std::uint32_t node_unknown_ = 0;  ///< of rows of a node that is known
+  std::uint32_t frames_unseen_ = 0;  ///< unknown_sum::frames, of what could not be seen
   std::uint64_t leaves_untold_ = 0;  ///< bytes
   std::uint64_t untouched_hugetlb_ = 0;  ///< bytes of hugetlb mappings without a page
   std::uint64_t unseen_ = 0;  ///< bytes of address space, but for the kernel's own pages

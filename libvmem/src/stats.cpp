@@ -379,7 +379,8 @@ class Summing {
         // The kernel's own pages, the same in every process, count where they are seen.
         if (classification_.kind == VmaKind::vvar || extent.reason == Reason::gate_vma) return;
         sums_.unknown |= unknown_sum::extents | unknown_sum::leaf |
-                         (device_ ? unknown_sum::device : unknown_sum::uncounted);
+                         (device_ ? unknown_sum::device : unknown_sum::uncounted) |
+                         (state_.options.frames ? unknown_sum::frames : 0U);
         return;
       case PageState::changed:
         sums_.changed += extent.bytes;

@@ -425,6 +425,13 @@ TEST_CASE("what lies in a mapping that nobody could see is unknown, not nothing"
     CHECK(fields(rows[1]) == std::vector<std::string>{"-"});
     CHECK(result.err.find("VM_PFNMAP") != std::string::npos);
   }
+  for (const char* name : {"folios", "zero"}) {
+    INFO(name);
+    const RunResult result = tree.vmastat({"--noheadings", "-o", name, "7"});
+    CHECK(result.status == 2);
+    CHECK(fields(lines(result.out).at(1)) == std::vector<std::string>{"-"});
+    CHECK(result.err.find("VM_PFNMAP") != std::string::npos);
+  }
   // The kernel counts none of it.
   for (const char* name : {"rss", "pss", "uss", "device", "unseen", "size"})
     CHECK(tree.vmastat({"-o", name, "7"}).status == 0);
