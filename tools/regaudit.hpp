@@ -140,6 +140,8 @@ class Presenter {
   bool valid_ = false;
   bool begun_ = false, any_row_ = false, any_json_ = false;
   bool hidden_ = false, limits_missing_ = false;
+  std::uint64_t with_unknown_ = 0;  ///< registrations of which something is not known
+  std::set<std::string_view> unknown_kinds_;
   std::set<std::string, std::less<>> advised_;  ///< once is enough
   std::set<std::string_view> not_told_;
   Summary summary_;

@@ -435,14 +435,26 @@ void Presenter::count(const Report& report) {
          : verdict == "warning" ? summary_.warning
          : verdict == "error"   ? summary_.error
                                 : summary_.unknown);
-      hidden_ = hidden_ || std::ranges::any_of(audit.findings, [](const AuditFinding& f) {
-                  return f.kind == AuditFindingKind::hidden;
-                });
+      bool any_unknown = false;
+      for (const AuditFinding& f : audit.findings) {
+        if (f.severity != Severity::unknown) continue;
+        hidden_ = hidden_ || f.kind == AuditFindingKind::hidden;
+        // These have a message of their own.
+        if (f.kind == AuditFindingKind::hidden ||
+            (f.kind == AuditFindingKind::limits_unknown && limits_missing_))
+          continue;
+        any_unknown = true;
+        unknown_kinds_.insert(to_string(f.kind));
+      }
+      with_unknown_ += any_unknown ? 1 : 0;
     }
     for (const Unlocated& u : group.unlocated) {
       ++summary_.registrations;
       add_bytes(u.bytes);
       ++(u.dmabuf ? summary_.clean : summary_.unknown);
+      if (u.dmabuf) continue;
+      ++with_unknown_;
+      unknown_kinds_.insert("not located");
     }
     add_not_told(group, not_told_);
   }
@@ -605,6 +617,13 @@ int Presenter::end(const Report& report, std::string_view stopped, std::string_v
     messages_.error(
         root_.recorded() ? "PFNs are hidden in this recording" : "PFNs are hidden from this user",
         advice_for({.kind = AuditFindingKind::hidden}, asked_in(report, root_)));
+  }
+  if (with_unknown_ != 0) {
+    std::string kinds;
+    for (const std::string_view kind : unknown_kinds_)
+      kinds += fmt::format("{}{}", kinds.empty() ? "" : ", ", kind);
+    messages_.error(fmt::format("{} of {} registrations could not be audited in full: {}",
+                                with_unknown_, s.registrations, kinds));
   }
   if (limits_missing_)
     messages_.error(

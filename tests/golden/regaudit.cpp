@@ -254,6 +254,21 @@ TEST_CASE("regaudit: what a recording does not hold is said, in text and JSON") 
   CHECK_FALSE(says(all.plan("7f0000000000+64K"), "not told"));
 }
 
+TEST_CASE("regaudit: what could not be told is said on stderr, too") {
+  // Nothing tells of the frames; and of the second range that it is not there.
+  const Tree tree({2}, {{0x7f0000000000, 16, there, 1}}, "rd wr mr mw me ac dc",
+                  {{"proc/zoneinfo", "nothing of zones\n"}});
+  const RunResult unknown = tree.plan("7f0000000000+64K");
+  CAPTURE(unknown.out, unknown.err);
+  CHECK(unknown.status == 2);
+  CHECK(unknown.err ==
+        "regaudit: 1 of 1 registrations could not be audited in full: zone-unknown\n");
+  CHECK(tree.plan("7f0000000000+64K", {"-J"}).err == unknown.err);
+  const RunResult failed = tree.plan("7f0000000000+3M");
+  CHECK(failed.status == 1);
+  CHECK(failed.err == unknown.err);
+}
+
 TEST_CASE("regaudit: addresses that no process can have are questioned, not answered") {
   const auto refused = [](const std::string& line, const std::string& why) {
     check_refused(ranges("--sysroot x86-64 1042", line), why);
