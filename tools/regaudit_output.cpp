@@ -440,7 +440,7 @@ void Presenter::count(const Report& report) {
         if (f.severity != Severity::unknown) continue;
         hidden_ = hidden_ || f.kind == AuditFindingKind::hidden;
         // These have a message of their own.
-        if (f.kind == AuditFindingKind::hidden ||
+        if (f.kind == AuditFindingKind::hidden || f.kind == AuditFindingKind::iova_unknown ||
             (f.kind == AuditFindingKind::limits_unknown && limits_missing_))
           continue;
         any_unknown = true;

@@ -426,6 +426,7 @@ class Vmastat {
 
   void look() {
     total_.clear();
+    torn_.clear();
     refused_.clear();
     set_time();
     for (const pid_t pid : pids_) {
@@ -502,10 +503,10 @@ class Vmastat {
 
   void look_at(pid_t pid) {
     auto process = root_.process(pid);
-    // Where a call failed as it does of a process that has ended, and it has not.
-    const auto lives_on = [&](Errc code) {
-      if (code != Errc::no_process && code != Errc::process_changed) return false;
-      return process ? process->check_alive().has_value() : root_.process(pid).has_value();
+    // A call may fail as it does of a process that has ended, and it has not.
+    const auto has_ended = [&](const Error& error) {
+      return (error.code == Errc::no_process || error.code == Errc::process_changed) &&
+             !(process ? process->check_alive().has_value() : root_.process(pid).has_value());
     };
     const auto refused = [&](const Error& error) {
       if (error.code == Errc::permission) refuse(pid);
@@ -519,13 +520,23 @@ class Vmastat {
         return;
       }
       // Kernel threads have no memory, and processes end.
-      if (error.code == Errc::malformed || error.code == Errc::io || lives_on(error.code))
-        fail(error);
+      if (error.code == Errc::permission || error.code == Errc::no_user_memory ||
+          error.code == Errc::not_found || has_ended(error))
+        return;
+      fail(error);
     };
     if (!process) return refused(process.error());
     process->skip_odd_lines();  // the others are answered all the same
     auto translator = open_source(options_, *process);
-    if (!translator) return refused(translator.error());
+    if (!translator) {
+      const Error& error = translator.error();
+      if (!options_.all || options_.backend == "auto" ||
+          (error.code != Errc::not_found && error.code != Errc::not_supported))
+        return refused(error);
+      // The backend is not there, whatever the process.
+      if (error_.empty()) fail(error);
+      return;
+    }
     VmaInspector inspector{*process, vm_flags_source(*process, **translator)};
     if (thp_) {
       auto allowed = thp_allowed(*process);
@@ -569,6 +580,12 @@ class Vmastat {
     };
     auto read = reader_.read(*process, **translator, inspector, vma, report_ ? &extents : nullptr);
     ++processes_;
+    // Sums that a failure cut short are no sums; of a process that has ended they are the last.
+    if (!read && !interrupted() &&
+        (!options_.all || (sums.vmas != 0 && !has_ended(read.error())))) {
+      sums.unknown = unknown_sum::all;
+      torn_.push_back(pid);
+    }
     total_.add(sums);
     for (const std::string& text : left_out_texts(*process)) fail(text);
     if (!read) refused(read.error());
@@ -865,6 +882,11 @@ class Vmastat {
   }
 
   void show_groups() {
+    for (HeldRow& row : rows_) {
+      const bool torn = options_.by == "process" ? std::ranges::find(torn_, row.pid) != torn_.end()
+                                                 : !torn_.empty();
+      if (torn) row.sums.unknown = unknown_sum::all;
+    }
     sort_rows();
     if (options_.json) {
       for (const HeldRow& row : rows_) {
@@ -978,6 +1000,7 @@ class Vmastat {
   void watch_round(bool screen, bool first) {
     processes_ = 0;
     total_.clear();
+    torn_.clear();
     refused_.clear();
     set_time();
     for (const pid_t pid : pids_) {
@@ -1070,6 +1093,7 @@ class Vmastat {
   std::optional<Neighbour> before_;
   ThpMachine machine_;
   std::vector<std::string_view> thp_seen_;  ///< words, as they came
+  std::vector<pid_t> torn_;  ///< processes of which a failure let be read only a part
   std::uint32_t unknown_ = 0;
   std::uint32_t row_unknown_ = 0;  ///< of rows by node alone
   std::uint32_t node_unknown_ = 0;  ///< of rows of a node that is known

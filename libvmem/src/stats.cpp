@@ -803,7 +803,8 @@ Result<void> StatsReader::read(const Process& process, Translator& translator,
                                 return more =
                                            more && (vma == nullptr || summing.extent(*vma, extent));
                               });
-  if (more && !(options.stop != nullptr && options.stop())) summing.finish();
+  // A VMA that a failure cut short is none that there is.
+  if (more && walked && !(options.stop != nullptr && options.stop())) summing.finish();
   if (auto result = summing.result(); !result) return result;
   return walked;
 }

@@ -30,6 +30,8 @@ const GoldenCase cases[] = {
     {"by-file", "--sysroot x86-64 --by file --sort pss 1042"},
     {"by-node", "--sysroot arm64-64k --by node 2001"},
     {"by-process", "--sysroot device-window --by process -a"},
+    {"by-process-truncated", "--sysroot truncated --by process -a"},
+    {"json-by-kind-truncated", "--sysroot truncated -J --by kind 9"},
     {"tree", "--sysroot x86-64 --tree 1042"},
     {"by-comm", "--sysroot x86-64 --by class -n sleep"},
     {"json", "--sysroot x86-64 -J 1042"},
@@ -53,6 +55,7 @@ const GoldenCase cases[] = {
     {"error-unknown-group", "--sysroot x86-64 --by nope 1042"},
     {"error-tree-by", "--sysroot x86-64 --tree --by kind 1042"},
     {"error-backend-bpf", "--sysroot x86-64 --backend bpf 1042"},
+    {"error-backend-bpf-all", "--sysroot x86-64 --backend bpf -a"},
 };
 
 }  // namespace
