@@ -221,7 +221,8 @@ int run_checks(const Subjects& subjects, const MapcheckOptions& options, std::ve
     const Report report = look(subjects, options, rules);
     if (interrupted()) break;
     status = worse(status, report.status());
-    if (report.status() == Status::unanswered && why.empty()) {
+    // Beside a check that failed, too.
+    if (why.empty() && (report.unverified != 0 || !report.unchecked.empty())) {
       why = report.unverified != 0 ? fmt::format("{} of {} checks could not be verified: {}",
                                                  report.unverified, report.rows.size(), report.why)
                                    : report.why;
@@ -256,7 +257,7 @@ int run_checks(const Subjects& subjects, const MapcheckOptions& options, std::ve
   }
   status = finish_output(out, status, messages);
   if (interrupted()) end_by_signal();
-  if (status == Status::unanswered && !out.failed()) messages.error(why, hint);
+  if (!why.empty() && !out.failed()) messages.error(why, hint);
   return static_cast<int>(status);
 }
 
