@@ -446,7 +446,7 @@ void Presenter::count(const Report& report) {
         any_unknown = true;
         unknown_kinds_.insert(to_string(f.kind));
       }
-      with_unknown_ += any_unknown ? 1 : 0;
+      with_unknown_ += any_unknown ? 1U : 0U;
     }
     for (const Unlocated& u : group.unlocated) {
       ++summary_.registrations;
