@@ -59,13 +59,11 @@ Result<Iomem> Iomem::read(const SysRoot& root) {
 Result<Iomem> Iomem::parse(std::string_view text) {
   Iomem iomem;
   bool any_address = false;
-  const std::size_t total = text.size();
-  while (!text.empty()) {
-    const std::size_t offset = total - text.size();
+  for (std::uint64_t number = 1; !text.empty(); ++number) {
     std::string_view line = take_line(text);
     const auto malformed = [&] {
       return std::unexpected(Error{
-          .code = Errc::malformed, .what = "parsing", .path = "/proc/iomem", .address = offset});
+          .code = Errc::malformed, .what = "parsing", .path = "/proc/iomem", .line = number});
     };
     IomemRegion region;
     const std::size_t indent = std::min(line.find_first_not_of(' '), line.size());
