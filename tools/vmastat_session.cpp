@@ -13,8 +13,10 @@
 #include <cstdio>
 #include <cstring>
 #include <ctime>
+#include <deque>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <span>
 #include <utility>
 
@@ -819,16 +821,21 @@ class Vmastat {
 
   // ---- rows that were held
 
+  /// What --sort compares, where it is a number.
+  std::optional<std::uint64_t> sort_number(const HeldRow& row) const {
+    return sort_ ? stat_number(*sort_, row.view(), root_.page_size()) : std::nullopt;
+  }
+
   bool before(const HeldRow& a, const HeldRow& b) const {
+    return before(a, sort_number(a), b, sort_number(b));
+  }
+  bool before(const HeldRow& a, std::optional<std::uint64_t> x, const HeldRow& b,
+              std::optional<std::uint64_t> y) const {
     if (sort_) {
-      const StatRow left = a.view();
-      const StatRow right = b.view();
-      const auto x = stat_number(*sort_, left, root_.page_size());
-      const auto y = stat_number(*sort_, right, root_.page_size());
       if (x != y) return sorts_descending(*sort_) ? x > y : (x && (!y || *x < *y));
       if (!x) {
-        const std::string s = table_.cell(*sort_, left);
-        const std::string t = table_.cell(*sort_, right);
+        const std::string s = table_.cell(*sort_, a.view());
+        const std::string t = table_.cell(*sort_, b.view());
         if (s != t) return s < t;
       }
     }
@@ -849,7 +856,25 @@ class Vmastat {
   void sort_rows() {
     if (options_.top) cut_rows();
     if (sort_ || grouped_ || options_.top) {
-      std::ranges::sort(rows_, [&](const HeldRow& a, const HeldRow& b) { return before(a, b); });
+      // Rows are large: their places are sorted, and each row is moved once.
+      std::vector<std::size_t> from(rows_.size());
+      std::iota(from.begin(), from.end(), std::size_t{0});
+      std::vector<std::optional<std::uint64_t>> numbers;
+      numbers.reserve(rows_.size());
+      for (const HeldRow& row : rows_) numbers.push_back(sort_number(row));
+      std::ranges::sort(from, [&](std::size_t a, std::size_t b) {
+        return before(rows_[a], numbers[a], rows_[b], numbers[b]);
+      });
+      for (std::size_t start = 0; start != from.size(); ++start) {
+        std::size_t at = start;
+        while (from[at] != start) {
+          const std::size_t next = from[at];
+          std::swap(rows_[at], rows_[next]);
+          from[at] = at;
+          at = next;
+        }
+        from[at] = at;
+      }
     }
   }
 
@@ -890,7 +915,7 @@ class Vmastat {
     sort_rows();
     if (options_.json) {
       for (const HeldRow& row : rows_) {
-        out_.print("{}\n{{{}", &row != rows_.data() ? "," : "", json_name("key", row.key));
+        out_.print("{}\n{{{}", &row != &rows_.front() ? "," : "", json_name("key", row.key));
         if (options_.by == "process")
           out_.print(",\"pid\":{},{}", row.pid, json_name("comm", row.comm));
         if (options_.by == "file") out_.print(",{}", json_name("file", row.key));
@@ -1073,7 +1098,7 @@ class Vmastat {
   std::unique_ptr<StatReport> report_;  ///< in place of tables and JSON
   std::string html_;
   MemorySums total_;
-  std::vector<HeldRow> rows_;
+  std::deque<HeldRow> rows_;  ///< growing moves none of them
   std::map<std::string, std::size_t> groups_;  ///< index into rows_
   std::map<Identity, MemorySums> old_;  ///< --watch: the last look
   MemorySums old_total_;
