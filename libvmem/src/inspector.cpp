@@ -173,7 +173,7 @@ struct VmaInspector::State {
     if (!flags_source) return {};
     if (flagged.empty() && !process->root().recorded() && is_smaps_bounded()) return {};
     // The kernel's own VMA (get_gate_vma()), in no process's list.
-    if (vma.path == gate && !flagged.empty()) {
+    if (vma.path == gate) {
       const VmFlags* const own = own_flags(vma.path);
       return {own != nullptr ? std::optional(*own) : std::nullopt, own != nullptr};
     }
@@ -281,12 +281,19 @@ struct VmaInspector::State {
   bool holds_stack_pointer(VaRange range) {
     if (!stack_pointers) {
       stack_pointers.emplace();
+      std::string folder = "task/";
       auto threads = process->list("task");
+      // Where the first thread has ended the process is read by another's folder, which is in
+      // `task` itself.
+      if (!threads && threads.error().code == Errc::not_found && !process->root().recorded()) {
+        folder = "../";
+        threads = process->list("..");
+      }
       if (!threads) {
         miss(std::move(threads.error()));
       } else {
         for (const std::string& thread : *threads) {
-          const auto text = process->read_file(("task/" + thread + "/syscall").c_str(), 4096);
+          const auto text = process->read_file((folder + thread + "/syscall").c_str(), 4096);
           if (!text) continue;  // it has ended, or the reader may not see it
           // "NR ARG*6 SP PC", "-1 SP PC", or "running": the stack pointer is next to last.
           std::string_view line = std::string_view(*text).substr(0, text->find('\n'));
@@ -366,6 +373,15 @@ struct VmaInspector::State {
            minor(**shmem_device) == vma.dev_minor;
   }
 
+  /// Whether a file without a mount in mountinfo is on one that the kernel keeps for itself.
+  bool is_on_kernels_mount(const Vma& vma) {
+    if (may_be_internal_hugetlb(vma.path) || vma.path.starts_with("/dmabuf:") ||
+        vma.path.starts_with("/[aio]") || vma.path.starts_with("/dev/zero"))
+      return true;
+    // The kernel's shmem mount is the first of all: a recording has its number for 0:1.
+    return process->root().recorded() ? vma.dev_minor == 1 : is_kernel_shmem(vma);
+  }
+
   /// Whether nothing but the pages of an ordinary file can be behind this VMA of a file, unless the
   /// file is a device node.
   bool is_ordinary_mount(const Vma& vma) {
@@ -396,6 +412,10 @@ struct VmaInspector::State {
     const Mount* mount = mount_of(vma);
     if (mounts_refused) return;
     if (mount == nullptr && odd_mount) return miss(*odd_mount);  // it may be that line's
+    // A file may be on a mount that the process's mountinfo does not show (chroot, a descriptor
+    // from another mount namespace): that is not known, and no reason to take it for an ordinary
+    // file.
+    if (mount == nullptr && vma.dev_major == 0 && !is_on_kernels_mount(vma)) return;
     facts.filesystem = mount != nullptr ? std::string_view(mount->type) : std::string_view{};
     facts.dax = mount != nullptr && mount->dax;
   }

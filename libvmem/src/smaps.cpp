@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+#include <algorithm>
 #include <charconv>
 #include <utility>
 
@@ -26,6 +27,9 @@ struct SmapsReader::State {
   std::optional<SmapsEntry> current;  ///< complete
   std::optional<SmapsEntry> next;     ///< its header has been read, its fields not yet
   bool at_end = false;
+  VirtAddr previous_end;  ///< of the entry before `current`: between the two there is none
+  unsigned private_parts = 0;  ///< of `next`: of Private_Clean and Private_Dirty
+  bool flags_line = false;  ///< of `next`: the last line of an entry was there
   Vma line;
 
   Result<void> restart() {
@@ -36,11 +40,13 @@ struct SmapsReader::State {
     current.reset();
     next.reset();
     at_end = false;
+    previous_end = {};
     return {};
   }
 
   /// Makes the following entry `current`, or empties it at the end.
   Result<void> advance() {
+    if (current) previous_end = current->range.end;
     current.reset();
     while (!at_end) {
       if (rest.empty()) {
@@ -72,11 +78,20 @@ struct SmapsReader::State {
         // entry before is whole.
         if (next && !next->flags) next.reset();
       }
-      current = std::exchange(next, std::move(started));
+      complete(std::move(started));
       if (current) return {};
     }
-    current = std::exchange(next, std::nullopt);
+    complete(std::nullopt);
     return {};
+  }
+
+  /// `next` becomes `current`. Sums of which a part has not been seen are none: the file ends
+  /// there, or a line is missing.
+  void complete(std::optional<SmapsEntry> started) {
+    if (next && private_parts != 2) next->uss.reset();
+    current = std::exchange(next, std::move(started));
+    private_parts = 0;
+    flags_line = false;
   }
 
   void note_odd(std::uint64_t at) {
@@ -88,15 +103,23 @@ struct SmapsReader::State {
                 .reason = "neither a mapping nor a field"};
   }
 
-  /// False: a part of a sum is lost.
+  /// False: the entry is not what the kernel wrote. A part of a sum is lost, or the next entry's
+  /// header, whose fields then follow here.
   bool read_field(std::string_view text) {
     const std::size_t colon = text.find(':');
     if (colon == std::string_view::npos) return true;
     const std::string_view key = text.substr(0, colon);
+    if (key.find(' ') != std::string_view::npos || flags_line) return false;
     text.remove_prefix(colon + 1);
     while (text.starts_with(' ')) text.remove_prefix(1);
     while (text.ends_with(' ')) text.remove_suffix(1);
     if (key == "VmFlags") {
+      flags_line = true;
+      for (std::string_view words = text; !words.empty();) {
+        const std::size_t space = std::min(words.find(' '), words.size());
+        if (space != 2) return false;
+        words.remove_prefix(std::min(space + 1, words.size()));
+      }
       // No VMA is without flags: an empty line (qemu-user prints one) tells nothing.
       if (!text.empty()) next->flags.emplace(text);
       return true;
@@ -115,13 +138,17 @@ struct SmapsReader::State {
       if (PageSize::valid(bytes)) next->kernel_page_size = PageSize{bytes};
     } else if (key == "Private_Clean" || key == "Private_Dirty") {
       next->uss = next->uss.value_or(0) + bytes;
+      ++private_parts;
     } else if (key == "AnonHugePages" || key == "ShmemPmdMapped" || key == "FilePmdMapped") {
       next->pmd_mapped = next->pmd_mapped.value_or(0) + bytes;
     } else if (key == "THPeligible") {
       next->thp_eligible = kib != 0;
     } else {
-      for (const auto& [name, field] : sums)
-        if (key == name) next.value().*field = bytes;
+      for (const auto& [name, field] : sums) {
+        if (key != name) continue;
+        if (next.value().*field) return false;
+        next.value().*field = bytes;
+      }
     }
     return true;
   }
@@ -138,6 +165,10 @@ const Error* SmapsReader::odd_line() const { return state_->odd ? &*state_->odd 
 
 Result<std::optional<SmapsEntry>> SmapsReader::find(VirtAddr address, std::size_t most) {
   State& s = *state_;
+  // A recording stays as it is: what is in none of its entries is not looked for again.
+  if (s.chunks && s.process->root().recorded() && address >= s.previous_end &&
+      (s.current ? address < s.current->range.start : s.at_end))
+    return std::nullopt;
   if (!s.chunks || !s.current || address < s.current->range.start) {
     if (auto restarted = s.restart(); !restarted) {
       return std::unexpected(std::move(restarted.error()));

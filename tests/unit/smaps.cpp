@@ -155,7 +155,12 @@ TEST_CASE("one odd line of smaps takes its own entry with it, and no other") {
        {"30000-30000 rw-p 00000000 00:00 0 \nRss: 8 kB\nVmFlags: io\n", "junk\nRss: 8 kB\n",
         // Half of a sum would be told as all of it.
         "30000-40000 rw-p 00000000 00:00 0 \nPrivate_Clean: 4 kB\nPrivate_Dirty: x kB\n",
-        "30000-40000 rw-p 00000000 00:00 0 \nPrivate_Clean: 4 kB\njunk\nPrivate_Dirty: 4 kB\n"}) {
+        "30000-40000 rw-p 00000000 00:00 0 \nPrivate_Clean: 4 kB\njunk\nPrivate_Dirty: 4 kB\n",
+        // The header of the entry that follows is lost: these are that one's fields.
+        "30000-40000 rw-p 00000000 00:00 0 \nRss: 4 kB\nX40000-50000 rw-p 0 00:00 0 \nSwap: 4 kB\n",
+        "30000-40000 rw-p 00000000 00:00 0 \nRss: 4 kB\nRss: 8 kB\nVmFlags: rd\n",
+        "30000-40000 rw-p 00000000 00:00 0 \nRss: 4 kB\nVmFlags: rd\nSize: 8 kB\n",
+        "30000-40000 rw-p 00000000 00:00 0 \nRss: 4 kB\nVmFlags: rd 40000-50000 rw-p\n"}) {
     CAPTURE(middle);
     const Recorded tree(with_smaps(maps, first + middle + last));
     const Process process = tree.process(1);
@@ -165,6 +170,40 @@ TEST_CASE("one odd line of smaps takes its own entry with it, and no other") {
     CHECK(rss(reader, 0x50000) == 12288);
     CHECK(reader.odd_line() != nullptr);
   }
+}
+
+TEST_CASE("a sum of smaps of which a part is missing is none") {
+  const std::string header = "10000-20000 rw-p 00000000 00:00 0 \n";
+  const auto uss = [&](const std::string& fields) {
+    const Recorded tree(with_smaps(maps, header + fields));
+    const Process process = tree.process(1);
+    SmapsReader reader(process);
+    const auto entry = reader.find({0x10000});
+    REQUIRE(entry);
+    REQUIRE(*entry);
+    return (*entry)->uss;
+  };
+  CHECK(uss("Private_Clean: 4 kB\nPrivate_Dirty: 8 kB\nVmFlags: rd\n") == 12288);
+  CHECK_FALSE(uss("Private_Clean: 4 kB\nVmFlags: rd\n"));
+  CHECK_FALSE(uss("Private_Clean: 4 kB\n20000-30000 rw-p 00000000 00:00 0 \nVmFlags: rd\n"));
+  CHECK_FALSE(uss("Private_Clean: 4 kB\n"));
+}
+
+TEST_CASE("a mount that mountinfo does not show is no reason to take a file for an ordinary one") {
+  const std::string memory = "10000-20000 rw-s 00000000 00:4d 7                  /dev/mem\n";
+  const std::string huge = "200000-400000 rw-s 00000000 00:4e 8                  /mnt/huge/x\n";
+  SystemModel system = with_smaps(
+      memory + huge, memory + "KernelPageSize: 4 kB\nVmFlags: rd wr sh mr mw me ms pf io dd\n" +
+                         huge + "KernelPageSize: 2048 kB\nVmFlags: rd wr sh mr mw me ms de ht\n");
+  system.processes[0].files["mountinfo"] = "20 1 254:0 / / rw - ext4 /dev/root rw\n";
+  const Recorded tree(system);
+  const Process process = tree.process(1);
+  const auto vmas = read_vmas(process);
+  REQUIRE(vmas);
+  VmaInspector inspector(process);
+  CHECK(inspector.classify(vmas->at(0)).vma_class == VmaClass::device);
+  CHECK(inspector.classify(vmas->at(1)) == Classification{VmaClass::hugepage, VmaKind::hugetlb});
+  CHECK_FALSE(inspector.filesystem(vmas->at(0)));
 }
 
 TEST_CASE("the inspector says which odd line leaves an answer open, where one does") {
