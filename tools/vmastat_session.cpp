@@ -429,6 +429,7 @@ class Vmastat {
   void look() {
     total_.clear();
     torn_.clear();
+    gone_.clear();
     refused_.clear();
     set_time();
     for (const pid_t pid : pids_) {
@@ -582,16 +583,22 @@ class Vmastat {
     };
     auto read = reader_.read(*process, **translator, inspector, vma, report_ ? &extents : nullptr);
     ++processes_;
-    // Sums that a failure cut short are no sums; of a process that has ended they are the last.
-    if (!read && !interrupted() &&
-        (!options_.all || (sums.vmas != 0 && !has_ended(read.error())))) {
+    // Sums that a failure cut short are no sums. A process of -a that has ended is passed over.
+    const bool gone = !read && options_.all && has_ended(read.error());
+    if (!read && !interrupted() && !gone && (!options_.all || sums.vmas != 0)) {
       sums.unknown = unknown_sum::all;
       torn_.push_back(pid);
     }
     total_.add(sums);
+    if (gone) {
+      sums.unknown = unknown_sum::all;
+      gone_.push_back(pid);
+    }
     for (const std::string& text : left_out_texts(*process)) fail(text);
     if (!read) refused(read.error());
-    if (const Error* const missing = inspector.missing(); missing != nullptr && !options_.all)
+    // Of all processes some keep a file to themselves.
+    if (const Error* const missing = inspector.missing();
+        missing != nullptr && (!options_.all || missing->code != Errc::permission))
       fail(*missing);
     if (inspector.smaps_stalled() && options_.json && !grouped_)
       messages_.error(smaps_stalled_text, smaps_stalled_hint);
@@ -912,6 +919,11 @@ class Vmastat {
                                                  : !torn_.empty();
       if (torn) row.sums.unknown = unknown_sum::all;
     }
+    if (options_.by == "process") {
+      std::erase_if(rows_, [&](const HeldRow& row) {
+        return std::ranges::find(gone_, row.pid) != gone_.end();
+      });
+    }
     sort_rows();
     if (options_.json) {
       for (const HeldRow& row : rows_) {
@@ -1026,6 +1038,7 @@ class Vmastat {
     processes_ = 0;
     total_.clear();
     torn_.clear();
+    gone_.clear();
     refused_.clear();
     set_time();
     for (const pid_t pid : pids_) {
@@ -1118,6 +1131,7 @@ class Vmastat {
   std::optional<Neighbour> before_;
   ThpMachine machine_;
   std::vector<std::string_view> thp_seen_;  ///< words, as they came
+  std::vector<pid_t> gone_;  ///< processes of -a that ended while they were read
   std::vector<pid_t> torn_;  ///< processes of which a failure let be read only a part
   std::uint32_t unknown_ = 0;
   std::uint32_t row_unknown_ = 0;  ///< of rows by node alone

@@ -226,6 +226,10 @@ class Summing {
   void ask_smaps() {
     const auto entry = inspector_.smaps(vma_);
     if (!entry) return;
+    // Two moments make no sum: what is private would not be a part of what is resident.
+    if (entry->rss && sums_.known(unknown_sum::rss) && *entry->rss != sums_.rss &&
+        !state_.options.smaps && !hugetlb_)
+      return;
     const auto take = [&](std::uint32_t which, const std::optional<std::uint64_t>& bytes,
                           std::uint64_t& into, unsigned shift = 0) {
       if (sums_.known(which) || !bytes) return;
@@ -280,7 +284,7 @@ class Summing {
     std::uint64_t bytes = 0;
     for (const auto& [node, part] : nodes.entries()) bytes += part;
     // It leaves out reserved pages ([vdso]), which rss has.
-    if (sums_.known(unknown_sum::rss) ? bytes < sums_.rss + sums_.hugetlb
+    if (sums_.known(unknown_sum::rss) ? bytes != sums_.rss + sums_.hugetlb
                                       : classification_.vma_class == VmaClass::special)
       return;
     sums_.nodes = nodes;
