@@ -103,7 +103,6 @@ TargetPace::Turn PagemapReader::take_turn(std::uint64_t pages) {
 /// dense_ or !can_scan_ set, where reading outright is the better way.
 Result<VirtAddr> PagemapReader::read_by_scan(VaRange window) {
   if (!regions_) regions_ = std::make_unique_for_overwrite<Region[]>(max_regions);
-  const std::int64_t before = seeks_holes_ ? 0 : nanoseconds();
   const auto scanned =
       seeks_holes_ ? next_data(window) : scan(window, scan_pages_, {regions_.get(), max_regions});
   if (!scanned) return window.start;
@@ -125,7 +124,7 @@ Result<VirtAddr> PagemapReader::read_by_scan(VaRange window) {
     scan_pages_ = std::min(scan_pages_ * 4, scanned_pages);
     // Nothing at all is cheap to look at, and promises more of the same; but tables that have
     // become empty are looked at entry by entry, with the target's mmap_lock held all the while.
-    const std::int64_t taken = nanoseconds() - before;
+    const std::int64_t taken = scanned->nanoseconds;
     const std::uint64_t more = regions.empty() ? 16 : 2;
     if (taken > longest_scan)
       window_ = std::max(window_ / 4 / chunk_bytes_ * chunk_bytes_, chunk_bytes_);
@@ -407,13 +406,15 @@ std::optional<PagemapReader::Scan> PagemapReader::scan(VaRange range, std::uint6
   argument.category_anyof_mask = page_is_present | page_is_swapped;
   argument.return_mask = page_is_present | page_is_swapped | page_is_huge;
   auto turn = take_turn(max_pages == 0 ? leaf_cost : paced_pages);
+  const std::int64_t before = nanoseconds();
   const int found = ioctl(fd_.get(), pagemap::scan_request, &argument);
+  const std::int64_t taken = nanoseconds() - before;
   turn.end();
   if (found < 0 || argument.walk_end <= range.start.value || argument.walk_end > range.end.value) {
     can_scan_ = false;
     return {};
   }
-  Scan result{static_cast<std::size_t>(found), {argument.walk_end}};
+  Scan result{static_cast<std::size_t>(found), {argument.walk_end}, taken};
   // walk_end is what it should be only where the scan stopped early. Where it went through,
   // it may still be where the kernel emptied its own buffer of 512 regions on the way
   // (do_pagemap_scan() in fs/proc/task_mmu.c sets it at the end only if it is 0).
@@ -445,7 +446,7 @@ std::optional<PagemapReader::Scan> PagemapReader::next_data(VaRange range) {
     if (data < 0) {
       // No more data: all holes, if the file reaches that far. Let a read tell.
       const off_t size = lseek(fd_.get(), 0, SEEK_END);
-      if (no_data == ENXIO && size >= range_end) return Scan{0, range.end};
+      if (no_data == ENXIO && size >= range_end) return Scan{0, range.end, 0};
       seeks_holes_ = can_scan_ = false;
       return {};
     }
@@ -454,7 +455,7 @@ std::optional<PagemapReader::Scan> PagemapReader::next_data(VaRange range) {
     data_start_ = data;
     data_end_ = hole;
   }
-  if (data >= range_end) return Scan{0, range.end};
+  if (data >= range_end) return Scan{0, range.end, 0};
   const PageSize block = hugetlb_ && hugetlb_->bytes() > pmd_size_.bytes() ? *hugetlb_ : pmd_size_;
   const VirtAddr start = std::max(range.start, block.floor(address(data)));
   // Widened to whole blocks, so that what is said of leaves does not depend on where the
@@ -469,7 +470,7 @@ std::optional<PagemapReader::Scan> PagemapReader::next_data(VaRange range) {
     return {};
   }
   regions_[0] = {start.value, end.value, page_is_present | (hugetlb_ ? page_is_huge : 0)};
-  return Scan{1, end};
+  return Scan{1, end, 0};
 }
 
 /// The page size of the hugetlb file that is mapped at `range`; empty if it is another file. smaps

@@ -46,6 +46,7 @@ class PagemapReader {
   struct Scan {
     std::size_t regions = 0;
     VirtAddr end;  ///< scanned up to here
+    std::int64_t nanoseconds = 0;  ///< that it took
   };
   static constexpr std::size_t chunk_pages = 8192;  // 64 KiB of entries
   static constexpr std::size_t max_regions = 512;

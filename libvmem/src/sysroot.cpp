@@ -407,7 +407,9 @@ Result<Process> SysRoot::process(pid_t pid) const {
     if (attempt == 1) return fail(Errc::malformed, "opening process", process.path("status"));
     pid = static_cast<pid_t>(*tgid);
   }
-  if (!state_->recorded) process.pace_ = std::make_shared<TargetPace>(process.pid_);
+  // Who reads itself does not wait for itself.
+  if (!state_->recorded && process.pid_ != getpid())
+    process.pace_ = std::make_shared<TargetPace>(process.pid_);
   if (!stat) {
     // A recorded tree may be sparse: maps and pagemap are enough.
     if (auto comm = process.read_file("comm", 4096); comm) {
@@ -533,22 +535,29 @@ Result<std::vector<std::string>> Process::list(const char* name) const {
 }
 
 void Process::skip_odd_lines(std::function<void(const OddLine&)> tell) {
-  odd_lines_ = std::make_shared<OddLines>(OddLines{.tell = std::move(tell), .lines = {}});
+  odd_lines_ = std::make_shared<OddLines>();
+  odd_lines_->tell = std::move(tell);
 }
 
 void Process::OddLines::add(OddLine line) {
-  const auto at = std::ranges::lower_bound(lines, line.line, {}, &OddLine::line);
-  if (at != lines.end() && at->line == line.line) return;
-  const auto added = lines.insert(at, std::move(line));
-  if (tell) tell(*added);
+  {
+    const std::scoped_lock lock(mutex);
+    const auto at = std::ranges::lower_bound(lines, line.line, {}, &OddLine::line);
+    if (at != lines.end() && at->line == line.line) return;
+    lines.insert(at, line);
+  }
+  if (tell) tell(line);
 }
 
-std::span<const OddLine> Process::odd_lines() const {
-  return odd_lines_ ? std::span<const OddLine>(odd_lines_->lines) : std::span<const OddLine>();
+std::vector<OddLine> Process::odd_lines() const {
+  if (!odd_lines_) return {};
+  const std::scoped_lock lock(odd_lines_->mutex);
+  return odd_lines_->lines;
 }
 
 bool Process::may_be_left_out(VaRange range) const {
-  return std::ranges::any_of(odd_lines(), [&](const OddLine& line) {
+  const std::vector<OddLine> lines = odd_lines();
+  return std::ranges::any_of(lines, [&](const OddLine& line) {
     if (line.range.empty()) return line.range.start.value == 0;
     return !part_told_by(line, range).empty();
   });

@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
@@ -171,7 +172,7 @@ class VMEM_EXPORT Process {
   /// none knows which is wrong, and the 4097th of one reading, stay errors.
   void skip_odd_lines(std::function<void(const OddLine&)> tell = {});
   /// The lines left out by now, in the order of the file. Valid until maps is read again.
-  std::span<const OddLine> odd_lines() const;
+  std::vector<OddLine> odd_lines() const;
   /// Whether a mapping may lie in `range` that a line left out stands for. Where it lies cannot be
   /// told of a line that is no line of maps at all.
   bool may_be_left_out(VaRange range) const;
@@ -205,8 +206,10 @@ class VMEM_EXPORT Process {
   std::string comm_;
   std::optional<std::uint64_t> start_time_;
   std::uint64_t layout_ = 0;
+  /// Of all readers of this process; several may read it at the same time.
   struct OddLines {
     std::function<void(const OddLine&)> tell;
+    std::mutex mutex;
     std::vector<OddLine> lines;  ///< ascending
     void add(OddLine line);
   };
