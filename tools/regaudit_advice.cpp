@@ -37,13 +37,19 @@ bool is_of_pages(AuditFindingKind kind) {
          kind == AuditFindingKind::no_longterm_pin;
 }
 
-/// The largest part of the registration that no such error touches. Empty: there is none, or the
-/// findings do not keep all of their places.
+/// Whether so little is known of the pages that nobody can be told to register them.
+bool is_not_known(const AuditFinding& finding) {
+  return finding.kind == AuditFindingKind::unseen || finding.kind == AuditFindingKind::changed ||
+         finding.kind == AuditFindingKind::special_entry;
+}
+
+/// The largest part of the registration that no such error touches, and that was seen. Empty: there
+/// is none, or the findings do not keep all of their places.
 std::optional<VaRange> usable(const Asked& asked) {
   if (asked.registration == nullptr || asked.audit == nullptr) return {};
   std::vector<VaRange> bad;
   for (const AuditFinding& f : asked.audit->findings) {
-    if (f.severity != Severity::error || !is_of_pages(f.kind)) continue;
+    if ((f.severity != Severity::error || !is_of_pages(f.kind)) && !is_not_known(f)) continue;
     if (f.runs > f.where.size()) return {};
     std::ranges::transform(f.where, std::back_inserter(bad), range_of);
   }
