@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <span>
 
 #include "callers_rights.hpp"
 #include "vmem/version.hpp"
@@ -94,7 +95,7 @@ std::vector<std::string> left_out_texts(const Process& process) {
   constexpr std::size_t most = 16;
   const auto lines = process.odd_lines();
   std::vector<std::string> texts;
-  for (const OddLine& line : lines.first(std::min(most, lines.size())))
+  for (const OddLine& line : std::span(lines).first(std::min(most, lines.size())))
     texts.push_back(left_out_text(line));
   if (lines.size() > most)
     texts.push_back(fmt::format("{}: {} lines were left out", lines[0].path, lines.size()));

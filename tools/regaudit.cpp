@@ -92,7 +92,7 @@ int run(int argc, char** argv) {
   // What `trace` runs keeps its caller's. The kernel tells keys of memory regions with
   // CAP_NET_ADMIN, and a DPDK primary's telemetry socket may be another user's.
   drop_capabilities(options.junit.empty() && mode != "dpdk" ? Writes::output : Writes::files,
-                           mode == "rdma" ? std::uint64_t{1} << CAP_NET_ADMIN : 0);
+                    mode == "rdma" ? std::uint64_t{1} << CAP_NET_ADMIN : 0);
   if (mode != "trace") yield_to_others();
   words->erase(words->begin());
   const bool dpdk = mode == "dpdk";

@@ -62,8 +62,8 @@ Result<Iomem> Iomem::parse(std::string_view text) {
   for (std::uint64_t number = 1; !text.empty(); ++number) {
     std::string_view line = take_line(text);
     const auto malformed = [&] {
-      return std::unexpected(Error{
-          .code = Errc::malformed, .what = "parsing", .path = "/proc/iomem", .line = number});
+      return std::unexpected(
+          Error{.code = Errc::malformed, .what = "parsing", .path = "/proc/iomem", .line = number});
     };
     IomemRegion region;
     const std::size_t indent = std::min(line.find_first_not_of(' '), line.size());

@@ -405,3 +405,31 @@ TEST_CASE("mapcheck: a BAR through VFIO") {
   close(group);
   close(container);
 }
+
+TEST_CASE("explain says of each region whether /dev/mem maps it, as the kernel does") {
+  const int memory = open("/dev/mem", O_RDONLY | O_CLOEXEC);
+  REQUIRE(memory >= 0);
+  std::ifstream regions("/proc/iomem");
+  int allowed = 0, refused = 0;
+  for (std::string line; std::getline(regions, line);) {
+    std::uint64_t start = 0, last = 0;
+    char dash = 0;
+    std::istringstream in(line);
+    in >> std::hex >> start >> dash >> last;
+    // Whole pages, and not the first: the kernel has a rule of its own for what lies below 1 MiB.
+    if (!in || start % page != 0 || last - start + 1 < page || start < 0x100000) continue;
+    void* const at = mmap(nullptr, page, PROT_NONE, MAP_SHARED, memory, static_cast<off_t>(start));
+    const bool mapped = at != MAP_FAILED;
+    if (mapped) munmap(at, page);
+    const RunResult told = mapcheck({"explain", window_at(start, page)});
+    INFO(line << "\n" << told.out << told.err);
+    CHECK(told.status == (mapped ? 0 : 1));
+    CHECK(told.out.find(mapped ? " allowed " : " refused ") != std::string::npos);
+    if (!mapped && line.find("System RAM") != std::string::npos)
+      CHECK(told.out.find("STRICT_DEVMEM") != std::string::npos);
+    ++(mapped ? allowed : refused);
+  }
+  close(memory);
+  CHECK(allowed > 0);
+  CHECK(refused > 0);
+}
