@@ -20,7 +20,8 @@ help() {
   exit 0
 }
 
-# ccache where there is one.
+# ccache where there is one; of another clone it knows what it has compiled here.
+export CCACHE_BASEDIR=$top CCACHE_NOHASHDIR=1
 launcher=()
 if command -v ccache >/dev/null; then
   launcher=(-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
