@@ -2,6 +2,7 @@
 // The log of `regaudit trace`, which the traced program can write whatever it likes into.
 #include <sys/mman.h>
 
+#include "../../tools/callers_rights.cpp"
 #include "../../tools/regaudit_trace.cpp"
 #include "fuzz_tree.hpp"
 
