@@ -50,7 +50,7 @@ struct Unchecked {
   pid_t pid = 0;
   std::string comm;
   std::string reason;
-  std::string hint = {};
+  std::string hint;
 };
 
 struct Report {

@@ -94,8 +94,10 @@ PageSize probe_page_size() {
     unsigned char resident = 0;
     void* const page = reinterpret_cast<void*>(base + size);
     // A page is not larger for one refusal: seccomp and the like answer EINVAL, too.
-    const auto aligned = [&] { return mincore(page, 1, &resident) == 0 || errno != EINVAL; };
-    if (aligned() || aligned()) break;
+    bool aligned = false;
+    for (int asked = 0; asked != 2 && !aligned; ++asked)
+      aligned = mincore(page, 1, &resident) == 0 || errno != EINVAL;
+    if (aligned) break;
   }
   munmap(area, 2 * largest);
   return PageSize{size};
@@ -540,13 +542,14 @@ void Process::skip_odd_lines(std::function<void(const OddLine&)> tell) {
 }
 
 void Process::OddLines::add(OddLine line) {
+  const OddLine told = line;
   {
     const std::scoped_lock lock(mutex);
     const auto at = std::ranges::lower_bound(lines, line.line, {}, &OddLine::line);
     if (at != lines.end() && at->line == line.line) return;
-    lines.insert(at, line);
+    lines.insert(at, std::move(line));
   }
-  if (tell) tell(line);
+  if (tell) tell(told);
 }
 
 std::vector<OddLine> Process::odd_lines() const {
