@@ -16,7 +16,6 @@
 #include <deque>
 #include <map>
 #include <memory>
-#include <numeric>
 #include <span>
 #include <utility>
 
@@ -864,8 +863,9 @@ class Vmastat {
     if (options_.top) cut_rows();
     if (sort_ || grouped_ || options_.top) {
       // Rows are large: their places are sorted, and each row is moved once.
-      std::vector<std::size_t> from(rows_.size());
-      std::iota(from.begin(), from.end(), std::size_t{0});
+      std::vector<std::size_t> from;
+      from.reserve(rows_.size());
+      for (std::size_t i = 0; i != rows_.size(); ++i) from.push_back(i);
       std::vector<std::optional<std::uint64_t>> numbers;
       numbers.reserve(rows_.size());
       for (const HeldRow& row : rows_) numbers.push_back(sort_number(row));
