@@ -107,7 +107,7 @@ struct SmapsReader::State {
   /// header, whose fields then follow here.
   bool read_field(std::string_view text) {
     const std::size_t colon = text.find(':');
-    if (colon == std::string_view::npos) return true;
+    if (colon == std::string_view::npos) return false;
     const std::string_view key = text.substr(0, colon);
     if (key.find(' ') != std::string_view::npos || flags_line) return false;
     text.remove_prefix(colon + 1);

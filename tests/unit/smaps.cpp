@@ -156,6 +156,7 @@ TEST_CASE("one odd line of smaps takes its own entry with it, and no other") {
         // Half of a sum would be told as all of it.
         "30000-40000 rw-p 00000000 00:00 0 \nPrivate_Clean: 4 kB\nPrivate_Dirty: x kB\n",
         "30000-40000 rw-p 00000000 00:00 0 \nPrivate_Clean: 4 kB\njunk\nPrivate_Dirty: 4 kB\n",
+        "30000-40000 rw-p 00000000 00:00 0 \nRss: 8 kB\nJUNK\nVmFlags: rd\n",
         // The header of the entry that follows is lost: these are that one's fields.
         "30000-40000 rw-p 00000000 00:00 0 \nRss: 4 kB\nX40000-50000 rw-p 0 00:00 0 \nSwap: 4 kB\n",
         "30000-40000 rw-p 00000000 00:00 0 \nRss: 4 kB\nRss: 8 kB\nVmFlags: rd\n",
