@@ -21,9 +21,9 @@ namespace vmem {
 /// at each release, but a reader that goes on at once has the lock again before that thread runs:
 /// rwsem_down_write_slowpath() in kernel/locking/rwsem.c hands it over after 4 ms at the earliest
 /// (RWSEM_WAIT_TIMEOUT), and one mmap() was seen to wait 16 to 33 ms. So readers of a target that
-/// runs go one after the other, and pause where they have not left the lock alone for a quarter of
-/// a millisecond. Whether it runs tells its CPU clock: a target that sleeps waits for nothing, and
-/// costs 0.2 us each quarter of a millisecond.
+/// runs go one after the other, and every quarter of a millisecond they pause, unless they had left
+/// the lock alone just before. Whether it runs tells its CPU clock: a target that sleeps waits for
+/// nothing, and costs 0.2 us each quarter of a millisecond.
 ///
 /// Of one process, and shared by all who read it. Thread-safe.
 class TargetPace {

@@ -32,6 +32,14 @@ Child busy_child(std::uint64_t& start) {
   return child;
 }
 
+Process opened(pid_t pid) {
+  const auto root = SysRoot::live();
+  REQUIRE(root);
+  auto process = root->process(pid);
+  REQUIRE(process);
+  return std::move(*process);
+}
+
 /// Takes turns until the target counts as (not) running; false if it does not come to that.
 bool becomes(const Process& process, bool running) {
   for (const auto end = Clock::now() + std::chrono::seconds(30); Clock::now() < end;) {
@@ -49,11 +57,7 @@ bool becomes(const Process& process, bool running) {
 TEST_CASE("whether a target runs is told by its CPU time") {
   std::uint64_t start = 0;
   const Child child = busy_child(start);
-  const auto root = SysRoot::live();
-  REQUIRE(root);
-  const auto opened = root->process(child.pid());
-  REQUIRE(opened);
-  const Process& process = *opened;
+  const Process process = opened(child.pid());
   CHECK(becomes(process, true));
   REQUIRE(kill(child.pid(), SIGSTOP) == 0);
   CHECK(becomes(process, false));
@@ -64,11 +68,7 @@ TEST_CASE("whether a target runs is told by its CPU time") {
 TEST_CASE("a target that runs, is stopped and runs again is read whole, by one reader or two") {
   std::uint64_t start = 0;
   const Child child = busy_child(start);
-  const auto root = SysRoot::live();
-  REQUIRE(root);
-  const auto opened = root->process(child.pid());
-  REQUIRE(opened);
-  const Process& process = *opened;
+  const Process process = opened(child.pid());
   const VaRange range{{start}, {start + pages * base_page}};
   const auto walked = [&](unsigned threads) {
     auto translator = open_translator(process, Backend::pagemap);

@@ -193,8 +193,8 @@ VMEM_EXPORT std::string_view to_string(VmaKind);  ///< "device-pfnmap", "pci-bar
 /// What is known of a VMA beyond its line in maps. Empty means not known, never "no".
 struct VmaFacts {
   /// Type of the mounted filesystem with the VMA's device number, from mountinfo:
-  /// "ext4", "hugetlbfs". Empty string: the mounts were read and none has that number
-  /// (a kernel-internal mount: memfd, SysV, anonymous shared memory).
+  /// "ext4", "hugetlbfs". Empty string: the mounts were read, none has that number, and it is a
+  /// block device's or the kernel's own (memfd, SysV, anonymous shared memory).
   std::optional<std::string_view> filesystem;
   bool dax = false;  ///< that mount has a dax option
   std::optional<bool> device_node;  ///< the mapped file is a character device

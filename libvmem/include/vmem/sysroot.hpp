@@ -171,7 +171,7 @@ class VMEM_EXPORT Process {
   /// looks unmapped: whoever calls this must say so. Lines out of order or overlapping, of which
   /// none knows which is wrong, and the 4097th of one reading, stay errors.
   void skip_odd_lines(std::function<void(const OddLine&)> tell = {});
-  /// The lines left out by now, in the order of the file. Valid until maps is read again.
+  /// The lines left out by now, in the order of the file. A copy: other threads may add to them.
   std::vector<OddLine> odd_lines() const;
   /// Whether a mapping may lie in `range` that a line left out stands for. Where it lies cannot be
   /// told of a line that is no line of maps at all.
